@@ -5,6 +5,8 @@ Deviation: the gradient of a step is clipped to the norm ``clip_norm``, the same
 """
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,7 +60,7 @@ def evaluate(model: nn.Module, data: TensorDataset) -> dict[str, float]:
     return {"test_correct": correct, "test_loss": loss, "test_total": len(data)}
 
 
-def copy_into(parameters: dict[str, nn.Parameter], values: Params) -> None:
+def copy_into(parameters: Mapping[str, Tensor], values: Params) -> None:
     """Copies ``values`` into ``parameters``. Raises ValueError where names or shapes differ."""
     if parameters.keys() != values.keys():
         raise ValueError(f"expected the tensors {sorted(parameters)}, got {sorted(values)}")
@@ -69,13 +71,18 @@ def copy_into(parameters: dict[str, nn.Parameter], values: Params) -> None:
             parameter.copy_(values[name])
 
 
-def copy_of(parameters: dict[str, nn.Parameter]) -> Params:
+def copy_of(parameters: Mapping[str, Tensor]) -> Params:
     """Returns a copy of each tensor, so that no message or state aliases a model in training."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 class FedAvgAggregator(ServerAggregator):
-    """The server's half: holds the shared tensors and averages what the clients send."""
+    """The server's half: holds the shared tensors and averages what the clients send.
+
+    ``args`` is the trainer's; FedML's ``client_num_in_total`` in it is the number of registered clients. What
+    ``get_model_params`` returns travels down, and what a trainer's returns travels up, both with the same names and
+    shapes; a method whose messages hold more than the shared parameters adds its tensors there, on both sides.
+    """
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
@@ -87,10 +94,18 @@ class FedAvgAggregator(ServerAggregator):
     def set_model_params(self, model_parameters: Params) -> None:
         copy_into(self.shared, model_parameters)
 
+    def get_server_state(self) -> Params:
+        """Returns what the server keeps between rounds beside what it sends, such as moments of an optimizer."""
+        return {}
+
+    def set_server_state(self, state: Params) -> None:
+        """Takes over what ``get_server_state`` returned. Raises ValueError where names or shapes differ."""
+        copy_into({}, state)
+
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
         """Returns Σ_k (n_k / n) w_k, added in the order of the list in float32."""
         n = sum(weight for weight, _ in raw_client_model_or_grad_list)
-        total = {name: torch.zeros_like(parameter) for name, parameter in self.shared.items()}
+        total = {name: torch.zeros_like(tensor) for name, tensor in self.get_model_params().items()}
         for weight, params in raw_client_model_or_grad_list:
             for name, tensor in total.items():
                 tensor.add_(params[name], alpha=weight / n)
@@ -109,6 +124,7 @@ class FedAvgTrainer(ClientTrainer):
 
     Hyper: ClassVar[type[FedAvgHyper]] = FedAvgHyper
     Aggregator: ClassVar[type[FedAvgAggregator]] = FedAvgAggregator
+    parameterization: ClassVar[str] = "dense"
     personalized: ClassVar[bool] = False  # deploys the new global model, not the one it has just trained
 
     def __init__(self, model: nn.Module, args: Any) -> None:
@@ -173,5 +189,26 @@ class FedAvgTrainer(ClientTrainer):
                 torch._foreach_mul_(gradients, self.hyper.clip_norm / norm)
         return loss.detach(), gradients
 
+    def deploy(self) -> None:
+        """Turns the model, which holds what was received or trained last, into the one that this client would use.
+
+        FedAvg uses it as it is. A method that adapts it first does so here, on ``self.local_train_dataset``, and
+        changes nothing but the model's tensors. Raises DivergedError as ``train`` does.
+        """
+
+    @contextmanager
+    def deployed(self) -> Iterator[nn.Module]:
+        """Within the block ``self.model`` is what ``deploy`` makes of it; afterwards all is as it was."""
+        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(client_stream(self.args.random_seed, self.id, self.args.round_idx))
+            self.deploy()
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(before)
+
     def test(self, test_data: TensorDataset, device: Any, args: Any) -> dict[str, float]:
-        return evaluate(self.model, test_data)
+        """Returns the metrics of ``evaluate`` for the model that this client would deploy."""
+        with self.deployed() as model:
+            return evaluate(model, test_data)

@@ -1,6 +1,6 @@
 """Checkpoints of a run: tensors in safetensors files, the rest in JSON; nothing that could execute.
 
-    RUN/checkpoint/round-000010/   shared.safetensors   server.json   client-<k>.safetensors
+    RUN/checkpoint/round-000010/   shared.safetensors   server.safetensors   server.json   client-<k>.safetensors
 
 A checkpoint is written under another name and renamed when it is whole; the one before it is kept.
 """
@@ -36,9 +36,10 @@ def load_client(folder: Path, client: int) -> dict[str, Tensor] | None:
     return load_file(path) if path.exists() else None
 
 
-def commit(folder: Path, shared: dict[str, Tensor], server: dict[str, Any]) -> None:
+def commit(folder: Path, shared: dict[str, Tensor], state: dict[str, Tensor], server: dict[str, Any]) -> None:
     """Adds the server's part, gives the checkpoint its name, and removes all but the newest ``KEPT``."""
     save_file(shared, folder / "shared.safetensors")
+    save_file(state, folder / "server.safetensors")
     digests = {path.name: _digest(path) for path in folder.glob("*.safetensors")}
     (folder / "server.json").write_text(json.dumps(server | {"files": digests}))
     whole = folder.with_suffix("")
@@ -48,13 +49,14 @@ def commit(folder: Path, shared: dict[str, Tensor], server: dict[str, Any]) -> N
         shutil.rmtree(old)
 
 
-def newest(directory: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-    """Returns folder, shared tensors and server's part of the newest checkpoint that is whole, or None."""
+def newest(directory: Path) -> tuple[Path, dict[str, Tensor], dict[str, Tensor], dict[str, Any]] | None:
+    """Returns folder, shared tensors, server's tensors and the rest of the newest whole checkpoint, or None."""
     for folder in sorted((directory / "checkpoint").glob("round-??????"), reverse=True):
         try:
             server = json.loads((folder / "server.json").read_text())
             if all(_digest(folder / name) == digest for name, digest in server["files"].items()):
-                return folder, load_file(folder / "shared.safetensors"), server
+                shared, state = (load_file(folder / f"{part}.safetensors") for part in ("shared", "server"))
+                return folder, shared, state, server
         except (OSError, ValueError, KeyError, SafetensorError):
             continue  # torn: the one before it serves
     return None

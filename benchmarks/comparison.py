@@ -31,7 +31,8 @@ class Run(NamedTuple):
 
     @property
     def algo(self) -> str:
-        return self.summary["algo"]
+        """The method, with what else was chosen that is not its own."""
+        return self.summary["label"]
 
     @property
     def partition(self) -> tuple[int, str]:
@@ -69,7 +70,7 @@ def load(folders: Sequence[Path]) -> list[Run]:
     runs: dict[tuple[Any, ...], Run] = {}
     for path in sorted({path for folder in folders for path in folder.rglob("summary.json")}):
         run = _load_run(path.parent)
-        key = tuple(run.summary[name] for name in ("dataset", "partition", "algo", "seed"))
+        key = tuple(run.summary[name] for name in ("dataset", "partition", "label", "seed"))
         if key in runs:
             raise ReportError(
                 f"{runs[key].folder} and {run.folder} hold the same method, partition and seed: name one of them only"
@@ -98,6 +99,7 @@ def _load_run(folder: Path) -> Run:
     needed |= {"parameters_per_client_round", "transmitted", "partition_sha256"}
     if missing := sorted(needed - summary.keys()):
         raise ReportError(f"{folder / 'summary.json'} lacks {', '.join(missing)}")
+    summary.setdefault("label", summary["algo"])
     columns = ["round", "accuracy_mean", "parameters_up", "parameters_down"]
     rounds = read("rounds.csv", lambda text: pd.read_csv(io.StringIO(text), usecols=columns))
     rounds["parameters"] = rounds["parameters_up"] + rounds["parameters_down"]
@@ -143,7 +145,7 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
     columns += ["parameters_per_client_round.down", "transmitted.parameters_up", "transmitted.parameters_down"]
     flat = pd.json_normalize([run.summary for finished in runs.values() for run in finished])
-    seeds = flat.reindex(columns=["algo", *columns]).groupby("algo")
+    seeds = flat.reindex(columns=["label", *columns]).groupby("label")
     mean = seeds[columns].mean()
     target = TARGET * mean["accuracy.mean"].max() if target is None else target
     below, to_target = {}, {}

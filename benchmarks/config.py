@@ -1,7 +1,7 @@
 """The settings of one experiment, validated; every default of the command line in one place."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,6 +32,11 @@ class Settings(BaseModel):
         10, ge=1, description="clients drawn for each round; all where fewer are not asked for"
     )
     rounds: int = Field(30, ge=1, description="rounds of communication")
+    parameterization: Literal["dense", "fedpara", "pfedpara", "lowrank"] = Field(
+        "dense",
+        description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank; by "
+        "default the method's own",
+    )
     model: str = Field("mlp", description="mlp | cnn | vgg16 | resnet18 | lstm")
     seed: int = Field(0, ge=0, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
@@ -51,9 +56,14 @@ class Settings(BaseModel):
         return self
 
     @property
+    def label(self) -> str:
+        """The method, with what else was chosen that is not its own."""
+        return self.algo if self.parameterization in (self.algo, "dense") else f"{self.algo}-{self.parameterization}"
+
+    @property
     def directory(self) -> Path:
         dataset = self.dataset if ":" not in self.dataset else Path(self.dataset.partition(":")[2]).stem
-        return self.out / f"{dataset}-{self.partition}" / self.algo / f"seed{self.seed}"
+        return self.out / f"{dataset}-{self.partition}" / self.label / f"seed{self.seed}"
 
     def record(self) -> dict[str, Any]:
         """Returns what tells this experiment from another, as plain values for ``config.yaml``."""

@@ -54,6 +54,7 @@ class Run:
         trainer = build_trainer(settings, self.store)
         self.personalized = trainer.personalized
         self.aggregator = trainer.Aggregator(trainer.model, trainer.args)
+        self.travelling = trainer.get_model_params()  # names and shapes of what travels
         self.per_round = settings.clients_per_round
         self.round = 0
         self.participants: list[int] = []
@@ -67,8 +68,9 @@ class Run:
         self.diverged: dict[str, Any] | None = None
         self.restored: Path | None = None
         if experiment.resume and (found := checkpoint.newest(settings.directory)):
-            self.restored, shared, server = found
+            self.restored, shared, state, server = found
             self.aggregator.set_model_params(shared)
+            self.aggregator.set_server_state(state)
             self.round, self.sent, self.seen = server["round"], server["sent"], set(server["seen"])
             self.figures = {int(client): ClientFigures(**figures) for client, figures in server["figures"].items()}
             self.received = {int(client): accuracy for client, accuracy in server["received"].items()}
@@ -91,13 +93,22 @@ class Run:
         self.updates = {}
         self.seen.update(self.participants)
 
-    def judge(self, received: dict[int, ClientFigures], trained: dict[int, ClientFigures]) -> None:
-        """Takes figures on the new aggregate and on what clients have just trained.
+    def give_up(self, client: int, reason: str) -> None:
+        """Notes that ``client`` left the finite numbers in this round, which ends the run."""
+        if self.diverged is None or client < self.diverged["client"]:  # the same one whoever comes first
+            lr = self.settings.hyper["lr"] * self.settings.hyper["lr_decay"] ** (self.round - 1)
+            self.diverged = {"client": client, "round": self.round, "lr": lr, "reason": reason}
 
-        A client deploys what it trained last; the new aggregate where it never trained or the method is not personal.
+    def judge(
+        self, received: dict[int, float], fresh: dict[int, ClientFigures], trained: dict[int, ClientFigures]
+    ) -> None:
+        """Takes accuracies of the new aggregate as it came, figures of what clients would deploy on receiving it, and
+        of what they have just trained.
+
+        A client deploys what it trained last; what it received where it never trained or the method is not personal.
         """
-        self.received |= {client: figures.accuracy for client, figures in received.items()}
-        self.figures |= {c: figures for c, figures in received.items() if not self.personalized or c not in self.seen}
+        self.received |= received
+        self.figures |= {c: figures for c, figures in fresh.items() if not self.personalized or c not in self.seen}
         self.figures |= trained
 
     def book(self) -> None:
@@ -127,7 +138,7 @@ class Run:
             "received": self.received,
             "seconds": {key: value for key, value in self.seconds.items() if key != "startup"},
         }
-        checkpoint.commit(folder, self.aggregator.get_model_params(), server)
+        checkpoint.commit(folder, self.aggregator.get_model_params(), self.aggregator.get_server_state(), server)
 
     def finish(self, total_seconds: float) -> None:
         """Writes the run's summary."""
@@ -144,6 +155,8 @@ class Run:
         self.recorder.finish(
             {
                 "algo": s.algo,
+                "label": s.label,
+                "parameterization": s.parameterization,
                 "dataset": s.dataset,
                 "partition": s.partition,
                 "model": s.model,

@@ -1,4 +1,4 @@
-"""The methods that the harness knows, by the name that ``--algo`` takes."""
+"""The methods that the harness knows, by the name that ``--algo`` takes, each on the weights that it is asked for."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from baselines.pfedme import PFedMeTrainer
 from benchmarks.config import Settings
 from benchmarks.models import build_model
 from data_partitions import Store
-from pfedpara.trainer import FedParaTrainer, LowRankTrainer, PFedParaTrainer
+from pfedpara.trainer import FedParaTrainer, LowRankTrainer, PFedParaTrainer, on_factors
 
 METHODS: dict[str, type[FedAvgTrainer]] = {
     "fedavg": FedAvgTrainer,
@@ -24,9 +24,27 @@ METHODS: dict[str, type[FedAvgTrainer]] = {
 }
 
 
+def find_method(algo: str, parameterization: str | None = None) -> type[FedAvgTrainer]:
+    """Returns the trainer of ``algo`` on weights of that ``parameterization``, by default the method's own.
+
+    Raises ValueError where the method itself is another parameterization.
+    """
+    method = METHODS[algo]
+    if parameterization in (None, method.parameterization):
+        return method
+    if method.parameterization != "dense":
+        raise ValueError(
+            f"--parameterization: {algo} is FedAvg on {method.parameterization} weights; "
+            f"take --algo fedavg for {parameterization} ones"
+        )
+    return on_factors(method, parameterization)  # type: ignore[arg-type]
+
+
 def build_trainer(settings: Settings, store: Store) -> FedAvgTrainer:
     """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std)
-    args = SimpleNamespace(random_seed=settings.seed, round_idx=0, **settings.hyper)
-    return METHODS[settings.algo](model, args)
+    args = SimpleNamespace(
+        random_seed=settings.seed, round_idx=0, client_num_in_total=settings.clients, **settings.hyper
+    )
+    return find_method(settings.algo, settings.parameterization)(model, args)

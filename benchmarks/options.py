@@ -6,14 +6,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from benchmarks.config import Settings, sentence
 from benchmarks.experiment import Experiment
-from benchmarks.methods import METHODS, build_trainer
+from benchmarks.methods import METHODS, build_trainer, find_method
 from benchmarks.models import MODELS
 from data_partitions import check_partition, open_store, prepare
 
@@ -60,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clients-per-round", metavar="N", help="clients drawn for each round (default: all)")
     option("rounds", metavar="N")
     option("model", metavar="NAME")
+    p.add_argument(
+        "--parameterization",
+        nargs="+",
+        default=[None],
+        metavar="NAME",
+        help=Settings.model_fields["parameterization"].description,
+    )
     option("seed", nargs="+", metavar="N")
     option("out", metavar="DIR")
     option("eval_every", metavar="N")
@@ -83,12 +90,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def hyper_parameters(
-    algo: str, chosen: list[str], options: argparse.Namespace, tuned: dict[str, Any]
+    algo: str, parameterization: str | None, options: argparse.Namespace, tuned: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns all hyper-parameters of ``algo``: the method's own defaults, then the tuned, then the command line's.
 
-    Raises UsageError for a name that none of the ``chosen`` methods has, or a value out of its range.
+    Raises UsageError for a name that none of the chosen methods has, or a value out of its range.
     """
+    chosen: dict[str, set[str]] = {}  # names of each method's hyper-parameters, on any of the chosen weights
+    for method, weights in itertools.product(options.algo, options.parameterization):
+        chosen.setdefault(method, set()).update(find_method(method, weights).Hyper.model_fields)
+    Hyper = find_method(algo, parameterization).Hyper
     given = [("", name, value) for name in HYPER_OPTIONS if (value := getattr(options, name)) is not None]
     for item in options.set:
         name, equals, value = item.partition("=")
@@ -98,13 +109,12 @@ def hyper_parameters(
         given.append((owner, field, value))
     values = dict(tuned)
     for owner, field, value in sorted(given, key=lambda choice: bool(choice[0])):  # a method's own choice comes last
-        owners = [a for a in ([owner] if owner else chosen) if field in METHODS[a].Hyper.model_fields]
-        if not owners:
+        if not any(field in chosen[a] for a in ([owner] if owner else chosen)):
             raise UsageError(f"no hyper-parameter {field!r} in {owner or ', '.join(chosen)} (--algo help lists them)")
-        if algo in owners:
+        if owner in ("", algo) and field in Hyper.model_fields:
             values[field] = value
     try:
-        return METHODS[algo].Hyper(**values).model_dump()
+        return Hyper(**values).model_dump()
     except ValidationError as error:
         raise UsageError(f"{algo}: {sentence(error)}") from None
 
@@ -120,12 +130,12 @@ def explain_methods() -> str:
     return "\n".join(lines) + "\nEvery method has FedAvg's hyper-parameters as well."
 
 
-def tuned(dataset: str, model: str, algo: str) -> dict[str, Any]:
-    """Returns the values that ``benchmarks/tune.py`` chose for ``algo``, empty where it was not run for this case."""
+def tuned(dataset: str, model: str, label: str) -> dict[str, Any]:
+    """Returns the values that ``benchmarks/tune.py`` chose for a method, empty where it was not run for this case."""
     if not TUNED.exists():
         return {}
     record = yaml.safe_load(TUNED.read_text())
-    return record["chosen"].get(algo, {}) if (record["dataset"], record["model"]) == (dataset, model) else {}
+    return record["chosen"].get(label, {}) if (record["dataset"], record["model"]) == (dataset, model) else {}
 
 
 def settings_of(options: argparse.Namespace) -> list[Settings]:
@@ -134,17 +144,24 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
         raise UsageError(f"--algo: no method {unknown[0]!r}; there are {', '.join(METHODS)}")
     if options.model not in MODELS:
         raise UsageError(f"--model: no model {options.model!r}; there are {', '.join(MODELS)}")
+    known = get_args(Settings.model_fields["parameterization"].annotation)
+    if unknown := [weights for weights in options.parameterization if weights not in (None, *known)]:
+        raise UsageError(f"--parameterization: no {unknown[0]!r}; there are {', '.join(known)}")
     common = {name: getattr(options, name) for name in Settings.model_fields if hasattr(options, name)}
     common["clients_per_round"] = options.clients_per_round or options.clients
     found = []
-    for partition, seed, algo in itertools.product(
-        *map(dict.fromkeys, (options.partition, options.seed, options.algo))
+    for partition, seed, algo, weights in itertools.product(
+        *map(dict.fromkeys, (options.partition, options.seed, options.algo, options.parameterization))
     ):
-        hyper = hyper_parameters(algo, options.algo, options, tuned(options.dataset, options.model, algo))
         try:
-            found.append(Settings(**common | {"partition": partition, "seed": seed, "algo": algo, "hyper": hyper}))
+            own = {"parameterization": find_method(algo, weights).parameterization}
+            settings = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
         except ValidationError as error:
             raise UsageError(sentence(error)) from None
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        hyper = hyper_parameters(algo, weights, options, tuned(options.dataset, options.model, settings.label))
+        found.append(settings.model_copy(update={"hyper": hyper}))
         check_partition(options.dataset, partition, found[-1].clients)
     return found
 
@@ -194,12 +211,12 @@ def plan(options: argparse.Namespace) -> list[Experiment]:
                 s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction
             )
     experiments = [Experiment(s, stores[s.partition, s.seed], options.resume) for s in wanted]
-    for experiment in {(e.settings.algo, e.settings.partition): e for e in experiments}.values():
+    for experiment in {(e.settings.label, e.settings.partition): e for e in experiments}.values():
         try:
             with open_store(experiment.store) as opened:
                 build_trainer(experiment.settings, opened)
         except ValueError as error:
-            raise UsageError(f"{experiment.settings.algo}: {error}") from None
+            raise UsageError(f"{experiment.settings.label}: {error}") from None
     if options.resume:
         return [e for e in experiments if not (e.settings.directory / "summary.json").exists()]
     for experiment in experiments:

@@ -41,7 +41,9 @@ class Screen:
     def begin(self, settings: Settings, done: int) -> None:
         self.run += 1
         self.rounds = settings.rounds
-        title = f"[{self.run}/{self.runs}] {settings.algo} {settings.dataset} {settings.partition} seed {settings.seed}"
+        title = (
+            f"[{self.run}/{self.runs}] {settings.label} {settings.dataset} {settings.partition} seed {settings.seed}"
+        )
         print(title, file=self.terminal or sys.stdout, flush=True)
         if self.terminal:
             columns = (BarColumn(None), TextColumn("round {task.completed}/{task.total}{task.fields[figures]}"))
@@ -67,7 +69,7 @@ class Screen:
             self.bar.stop()
         if d := run.diverged:
             print(
-                f"diverged: {run.settings.algo}, client {d['client']}, round {d['round']}: {d['reason']}",
+                f"diverged: {run.settings.label}, client {d['client']}, round {d['round']}: {d['reason']}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""FedPara, pFedPara and the low-rank product they are compared with, as FedML trainers.
+"""FedPara, pFedPara and the low-rank product they are compared with, as FedML trainers, and any other method on them.
 
 Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", ICLR 2022.
 
@@ -9,9 +9,10 @@ Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Eff
 No deviation beyond the shared clipping of baselines/fedavg.py.
 """
 
+from functools import cache
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field, create_model
 from torch import nn
 
 from baselines.fedavg import FedAvgHyper, FedAvgTrainer
@@ -19,9 +20,13 @@ from pfedpara.hadamard import Method
 from pfedpara.parameterize import parameterize
 
 
-class FactoredHyper(FedAvgHyper, frozen=True):
+class FactorHyper(BaseModel, frozen=True):
     gamma: float = Field(0.5, ge=0, le=1, description="γ, from the smallest rank (0) to the largest (1)")
     tanh: bool = Field(False, description="pass the inner products through tanh, the paper's non-linearity")
+
+
+class FactoredHyper(FedAvgHyper, FactorHyper, frozen=True):
+    pass
 
 
 class FedParaTrainer(FedAvgTrainer):
@@ -29,20 +34,42 @@ class FedParaTrainer(FedAvgTrainer):
 
     Hyper = FactoredHyper
     hyper: FactoredHyper
-    method: ClassVar[Method] = "fedpara"
+    parameterization: ClassVar[Method] = "fedpara"
 
     def personalize(self, model: nn.Module) -> None:
-        parameterize(model, self.method, self.hyper.gamma, tanh=self.hyper.tanh)
+        parameterize(model, self.parameterization, self.hyper.gamma, tanh=self.hyper.tanh)
+        super().personalize(model)
 
 
 class LowRankTrainer(FedParaTrainer):
     """Low rank: FedAvg on the factors of X Yᵀ, at FedPara's number of parameters; one global model."""
 
-    method = "lowrank"
+    parameterization = "lowrank"
 
 
 class PFedParaTrainer(FedParaTrainer):
     """pFedPara: FedAvg on the global half of a Hadamard product; the personal half stays."""
 
-    method = "pfedpara"
+    parameterization = "pfedpara"
     personalized = True
+
+
+@cache
+def on_factors(method: type[FedAvgTrainer], parameterization: Method) -> type[FedAvgTrainer]:
+    """Returns ``method`` on factored weights: a trainer that factors its model and then does as ``method`` does.
+
+    Its hyper-parameters are the method's, and γ and tanh.
+    """
+    factored = next(
+        t for t in (FedParaTrainer, LowRankTrainer, PFedParaTrainer) if t.parameterization == parameterization
+    )
+    name = f"{method.__name__}On{factored.__name__}"
+    return type(
+        name,
+        (factored, method),
+        {
+            "__doc__": method.__doc__,
+            "Hyper": create_model(f"{name}Hyper", __base__=(method.Hyper, FactorHyper)),
+            "personalized": method.personalized or factored.personalized,
+        },
+    )

@@ -9,7 +9,7 @@ from fedml.core import FedMLCommManager
 from fedml.core.distributed.communication.message import Message
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import DivergedError, FedAvgTrainer, Params
+from baselines.fedavg import DivergedError, FedAvgTrainer, Params, evaluate
 from benchmarks import checkpoint
 from benchmarks.experiment import Experiment
 from benchmarks.methods import build_trainer
@@ -65,6 +65,7 @@ class Worker(Node):
         self.store = open_store(experiment.store, message.get("partition_sha256"))
         self.clients: list[int] = message.get("clients")
         self.trainer = build_trainer(experiment.settings, self.store)
+        self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
         self.fresh_state = self.trainer.get_private_state()
         self.states: dict[int, Params] = {}
         if folder := message.get("checkpoint"):
@@ -72,7 +73,8 @@ class Worker(Node):
                 if (state := checkpoint.load_client(Path(folder), client)) is not None:
                     self.states[client] = state
         self.data: dict[tuple[int, str], TensorDataset] = {}
-        self.figures: dict[int, ClientFigures] = {}
+        self.trained: dict[int, ClientFigures] = {}  # figures of models trained since the server last asked
+        self.diverged: list[tuple[int, str]] = []  # clients whose model could not be judged, and why
         self.send(Kind.READY, 0)
 
     def samples(self, client: int, split: str) -> TensorDataset:
@@ -82,10 +84,12 @@ class Worker(Node):
         return self.data[client, split]
 
     def take_up(self, client: int, tensors: torch.Tensor | None) -> None:
-        """Makes the trainer's model that client's: its private tensors, then the shared ones that came."""
-        self.trainer.set_id(client)
-        self.trainer.set_private_state(self.states.get(client, self.fresh_state))
-        self.trainer.set_model_params(unflatten(tensors, self.trainer.shared))
+        """Makes the trainer that client's: its data and private tensors, then the shared ones that came."""
+        trainer, data = self.trainer, self.samples(client, "train")
+        trainer.set_id(client)
+        trainer.update_dataset(data, self.samples(client, "test"), len(data))
+        trainer.set_private_state(self.states.get(client, self.fresh_state))
+        trainer.set_model_params(unflatten(tensors, self.travelling))
 
     def train(self, message: Message) -> None:
         client, number = message.get("client"), message.get("round")
@@ -93,8 +97,7 @@ class Worker(Node):
         trainer, args = self.trainer, self.trainer.args
         args.round_idx = number - 1
         self.take_up(client, message.get(TENSORS))
-        data = self.samples(client, "train")
-        trainer.update_dataset(data, self.samples(client, "test"), len(data))
+        data = trainer.local_train_dataset
         try:
             trainer.train(data, torch.device("cpu"), args)
         except DivergedError as error:
@@ -105,16 +108,18 @@ class Worker(Node):
         shared = flatten(trainer.get_model_params())
         self.send(Kind.UPDATE, 0, shared, client=client, round=number, samples=len(data))
         if trainer.personalized and message.get("judge"):
-            self.figures[client] = self.judge(client)
+            self.judge(client, self.trained)
         self.busy = ""
 
-    def judge(self, client: int) -> ClientFigures:
-        """Returns the client's figures on the model that the trainer holds now."""
-        test, validation = (
-            self.trainer.test(self.samples(client, split), torch.device("cpu"), self.trainer.args)
-            for split in ("test", "validation")
-        )
-        return ClientFigures(
+    def judge(self, client: int, figures: dict[int, ClientFigures]) -> None:
+        """Enters into ``figures`` those of the model that the client would deploy now."""
+        try:
+            with self.trainer.deployed() as model:
+                test, validation = (evaluate(model, self.samples(client, split)) for split in ("test", "validation"))
+        except DivergedError as error:
+            self.diverged.append((client, str(error)))
+            return
+        figures[client] = ClientFigures(
             accuracy=test["test_correct"] / test["test_total"],
             loss=test["test_loss"] / test["test_total"],
             samples=int(test["test_total"]),
@@ -123,16 +128,27 @@ class Worker(Node):
 
     def evaluate(self, message: Message) -> None:
         """Judges every client on the new aggregate, and writes the clients' states where a checkpoint is asked for."""
-        received = {}
+        received: dict[int, float] = {}
+        fresh: dict[int, ClientFigures] = {}
+        self.trainer.args.round_idx = message.get("round")
         for client in self.clients if message.get("judge") else ():
             self.busy = f"client {client}, evaluation after round {message.get('round')}"
             self.take_up(client, message.get(TENSORS))
-            received[client] = vars(self.judge(client))
+            plain = evaluate(self.trainer.model, self.samples(client, "test"))
+            received[client] = plain["test_correct"] / plain["test_total"]
+            self.judge(client, fresh)
         if folder := message.get("checkpoint"):
             for client, state in self.states.items():
                 if state:
                     checkpoint.save_client(Path(folder), client, state)
-        trained = {client: vars(figures) for client, figures in self.figures.items()}
-        self.figures = {}
-        self.send(Kind.RESULTS, 0, trained=trained, received=received, ledger=self.com_manager.ledger.take())
+        self.send(
+            Kind.RESULTS,
+            0,
+            trained={client: vars(figures) for client, figures in self.trained.items()},
+            received=received,
+            fresh={client: vars(figures) for client, figures in fresh.items()},
+            diverged=self.diverged,
+            ledger=self.com_manager.ledger.take(),
+        )
+        self.trained, self.diverged = {}, []
         self.busy = ""

@@ -89,7 +89,7 @@ class Server(Node):
             self.finish_experiment()
             return
         run.round += 1
-        self.busy = f"server, {run.settings.algo}, round {run.round}"
+        self.busy = f"server, {run.settings.label}, round {run.round}"
         self.clock = time.perf_counter()
         run.participants = sample_clients(run.settings.seed, run.round, run.store.clients, run.per_round)
         self.waiting = set(run.participants)
@@ -102,15 +102,13 @@ class Server(Node):
     def on_update(self, message: Message) -> None:
         """Takes one client's shared tensors: the uplink."""
         client, run = message.get("client"), self.current
-        run.updates[client] = (message.get("samples"), unflatten(message.get(TENSORS), run.aggregator.shared))
+        run.updates[client] = (message.get("samples"), unflatten(message.get(TENSORS), run.travelling))
         if self.all_answered(client):
             self.close_round()
 
     def on_diverged(self, message: Message) -> None:
-        client, run = message.get("client"), self.current
-        if run.diverged is None or client < run.diverged["client"]:  # the same one whoever comes first
-            lr = run.settings.hyper["lr"] * run.settings.hyper["lr_decay"] ** (run.round - 1)
-            run.diverged = {"client": client, "round": run.round, "lr": lr, "reason": message.get("reason")}
+        client = message.get("client")
+        self.current.give_up(client, message.get("reason"))
         if self.all_answered(client):
             self.close_round()
 
@@ -138,9 +136,12 @@ class Server(Node):
     def on_results(self, message: Message) -> None:
         run = self.current
         trained = {int(client): ClientFigures(**figures) for client, figures in message.get("trained").items()}
-        received = {int(client): ClientFigures(**figures) for client, figures in message.get("received").items()}
+        fresh = {int(client): ClientFigures(**figures) for client, figures in message.get("fresh").items()}
+        received = {int(client): accuracy for client, accuracy in message.get("received").items()}
         run.entries += [Entry(*entry) for entry in message.get("ledger")]
-        run.judge(received, trained)
+        run.judge(received, fresh, trained)
+        for client, reason in message.get("diverged"):
+            run.give_up(client, reason)
         if self.all_answered(message.get_sender_id()):
             self.record_round()
 
