@@ -135,7 +135,7 @@ class FedAvgTrainer(ClientTrainer):
         )
         self.personalize(model)
         self.shared, self.private = split_parameters(model)
-        self.trained = list(model.parameters())
+        self.trained = list(model.parameters())  # what a step changes
 
     def personalize(self, model: nn.Module) -> None:
         """Changes the fresh ``model`` in place, so that its modules declare what stays private. FedAvg shares all."""
@@ -158,11 +158,14 @@ class FedAvgTrainer(ClientTrainer):
 
         Raises DivergedError where the loss or a weight is no longer finite.
         """
-        x, y = train_data.tensors
-        lr = self.hyper.lr * self.hyper.lr_decay**args.round_idx
         torch.manual_seed(client_stream(args.random_seed, self.id, args.round_idx))
+        self.run_epochs(train_data, self.hyper.epochs, self.hyper.lr * self.hyper.lr_decay**args.round_idx)
+
+    def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
+        """Takes a step on each batch of ``epochs`` shuffles of ``train_data``, with batches from torch's stream."""
+        x, y = train_data.tensors
         self.model.train()
-        for _ in range(self.hyper.epochs):
+        for _ in range(epochs):
             loss = torch.zeros(())
             for batch in torch.randperm(len(y)).split(self.hyper.batch_size):
                 loss += self.step(x[batch], y[batch], lr)
@@ -175,9 +178,13 @@ class FedAvgTrainer(ClientTrainer):
         """One local step on a batch x (B, …), y (B,). Returns the batch's loss before the step, detached."""
         loss, gradients = self.gradients(x, y)
         with torch.no_grad():
+            self.correct(gradients)
             for parameter, gradient in zip(self.trained, gradients, strict=True):
                 parameter.add_(gradient, alpha=-lr)
         return loss
+
+    def correct(self, gradients: tuple[Tensor, ...]) -> None:
+        """Adds what a method adds to the loss's gradients, in place; one for each of ``self.trained``."""
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns the detached mean loss of a batch and its clipped gradients, one for each of ``self.trained``."""
