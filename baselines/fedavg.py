@@ -79,33 +79,36 @@ def copy_of(parameters: Mapping[str, Tensor]) -> Params:
 class FedAvgAggregator(ServerAggregator):
     """The server's half: holds the shared tensors and averages what the clients send.
 
-    ``args`` is the trainer's; FedML's ``client_num_in_total`` in it is the number of registered clients. What
-    ``get_model_params`` returns travels down, and what a trainer's returns travels up, both with the same names and
-    shapes; a method whose messages hold more than the shared parameters adds its tensors there, on both sides.
+    ``args`` is the trainer's; FedML's ``client_num_in_total`` in it is the number of registered clients. The tensors in
+    ``travelling`` go down, and those in a trainer's go up, both with the same names and shapes; a method whose messages
+    hold more than the shared parameters adds to both. ``kept`` is what the server keeps beside that between rounds,
+    such as moments of an optimizer.
     """
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
         self.shared, _ = split_parameters(model)
+        self.travelling: Mapping[str, Tensor] = self.shared
+        self.kept: Params = {}
 
     def get_model_params(self) -> Params:
-        return copy_of(self.shared)
+        return copy_of(self.travelling)
 
     def set_model_params(self, model_parameters: Params) -> None:
-        copy_into(self.shared, model_parameters)
+        copy_into(self.travelling, model_parameters)
 
     def get_server_state(self) -> Params:
-        """Returns what the server keeps between rounds beside what it sends, such as moments of an optimizer."""
-        return {}
+        """Returns what the server keeps between rounds beside what it sends."""
+        return copy_of(self.kept)
 
     def set_server_state(self, state: Params) -> None:
         """Takes over what ``get_server_state`` returned. Raises ValueError where names or shapes differ."""
-        copy_into({}, state)
+        copy_into(self.kept, state)
 
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
         """Returns Σ_k (n_k / n) w_k, added in the order of the list in float32."""
         n = sum(weight for weight, _ in raw_client_model_or_grad_list)
-        total = {name: torch.zeros_like(tensor) for name, tensor in self.get_model_params().items()}
+        total = {name: torch.zeros_like(tensor) for name, tensor in self.travelling.items()}
         for weight, params in raw_client_model_or_grad_list:
             for name, tensor in total.items():
                 tensor.add_(params[name], alpha=weight / n)
@@ -122,6 +125,9 @@ class FedAvgAggregator(ServerAggregator):
 class FedAvgTrainer(ClientTrainer):
     """FedAvg: one global model, averaged over the clients by their samples."""
 
+    # The tensors that go to the server and those that the client keeps between rounds are in ``travelling`` and
+    # ``kept``: the shared and the private parameters, to which a method adds what else it sends or keeps.
+
     Hyper: ClassVar[type[FedAvgHyper]] = FedAvgHyper
     Aggregator: ClassVar[type[FedAvgAggregator]] = FedAvgAggregator
     parameterization: ClassVar[str] = "dense"
@@ -135,23 +141,25 @@ class FedAvgTrainer(ClientTrainer):
         )
         self.personalize(model)
         self.shared, self.private = split_parameters(model)
+        self.travelling: Mapping[str, Tensor] = self.shared
+        self.kept: Mapping[str, Tensor] = self.private
         self.trained = list(model.parameters())  # what a step changes
 
     def personalize(self, model: nn.Module) -> None:
         """Changes the fresh ``model`` in place, so that its modules declare what stays private. FedAvg shares all."""
 
     def get_model_params(self) -> Params:
-        return copy_of(self.shared)
+        return copy_of(self.travelling)
 
     def set_model_params(self, model_parameters: Params) -> None:
-        copy_into(self.shared, model_parameters)
+        copy_into(self.travelling, model_parameters)
 
     def get_private_state(self) -> Params:
         """Returns everything this client keeps between rounds."""
-        return copy_of(self.private)
+        return copy_of(self.kept)
 
     def set_private_state(self, state: Params) -> None:
-        copy_into(self.private, state)
+        copy_into(self.kept, state)
 
     def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
         """Runs E local epochs on ``train_data``, a pair of inputs (n, …) and labels (n,).
@@ -185,6 +193,11 @@ class FedAvgTrainer(ClientTrainer):
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds what a method adds to the loss's gradients, in place; one for each of ``self.trained``."""
+
+    def of_shared(self, gradients: tuple[Tensor, ...]) -> Params:
+        """Returns those of ``gradients`` that belong to the shared parameters, by name; no copies."""
+        found = {id(parameter): gradient for parameter, gradient in zip(self.trained, gradients, strict=True)}
+        return {name: found[id(parameter)] for name, parameter in self.shared.items() if id(parameter) in found}
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns the detached mean loss of a batch and its clipped gradients, one for each of ``self.trained``."""

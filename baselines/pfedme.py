@@ -6,6 +6,9 @@ Client i, from w_i ← w, for each of R mini-batches D:
 Server: w ← (1 − β) w + β · mean of the w_i it received, each with the same weight.
 The personalized model that is judged is θ; w_i travels.
 
+A private tensor, such as a personal factor of pFedPara, is part of θ alone: it has no w_i to be pulled to, takes the
+K steps on the loss, and stays.
+
 Deviations: the R local rounds are the batches of E epochs, so that every method sees the same samples; the loss's
 gradient in a step on θ is clipped as in baselines/fedavg.py. As in the authors' code, θ starts at w in each round and
 goes on from where the previous batch left it.
@@ -13,7 +16,6 @@ goes on from where the previous batch left it.
 
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -47,31 +49,23 @@ class PFedMeTrainer(FedAvgTrainer):
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
-        self.theta, self.w = self.shared, copy_of(self.shared)  # the model's own tensors hold θ
-
-    def get_model_params(self) -> Params:
-        return {name: w.clone() for name, w in self.w.items()}
+        self.travelling = self.w = copy_of(self.shared)
+        self.kept = self.shared | self.private  # θ: the model's own tensors hold it
 
     def set_model_params(self, model_parameters: Params) -> None:
-        """Takes over w, and starts θ there."""
-        copy_into(self.theta, model_parameters)
-        self.w = copy_of(self.theta)
-
-    def get_private_state(self) -> Params:
-        return copy_of(self.theta)
-
-    def set_private_state(self, state: Params) -> None:
-        copy_into(self.theta, state)
+        """Takes over w, and starts the shared part of θ there."""
+        super().set_model_params(model_parameters)
+        copy_into(self.shared, self.w)
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        local = list(self.w.values())
         losses = []
         for _ in range(self.hyper.steps):
-            loss, gradients = self.gradients(x, y)
-            losses.append(loss)
-            with torch.no_grad():
-                for theta, w, gradient in zip(self.trained, local, gradients, strict=True):
-                    theta.sub_(gradient.add_(theta - w, alpha=self.hyper.lam), alpha=self.hyper.personal_lr)
-        for w, theta in zip(local, self.trained, strict=True):
-            w.lerp_(theta.detach(), lr * self.hyper.lam)
+            losses.append(super().step(x, y, self.hyper.personal_lr))
+        for name, w in self.w.items():
+            w.lerp_(self.shared[name].detach(), lr * self.hyper.lam)
         return losses[0]
+
+    def correct(self, gradients: tuple[Tensor, ...]) -> None:
+        """Adds λ(θ − w_i), the gradient of the pull towards w_i."""
+        for name, gradient in self.of_shared(gradients).items():
+            gradient.add_(self.shared[name] - self.w[name], alpha=self.hyper.lam)
