@@ -5,9 +5,13 @@ from types import SimpleNamespace
 import torch
 
 from baselines.fedavg import FedAvgTrainer
+from baselines.feddyn import FedDynTrainer
+from baselines.fedopt import FedAdamTrainer, FedAvgMTrainer, FedYogiTrainer
 from baselines.fedper import FedPerTrainer
+from baselines.fedprox import FedProxTrainer
 from baselines.local import LocalTrainer
 from baselines.pfedme import PFedMeTrainer
+from baselines.scaffold import ScaffoldTrainer
 from benchmarks.config import Settings
 from benchmarks.models import build_model
 from data_partitions import Store
@@ -18,6 +22,12 @@ METHODS: dict[str, type[FedAvgTrainer]] = {
     "local": LocalTrainer,
     "fedper": FedPerTrainer,
     "pfedme": PFedMeTrainer,
+    "fedprox": FedProxTrainer,
+    "scaffold": ScaffoldTrainer,
+    "feddyn": FedDynTrainer,
+    "fedavgm": FedAvgMTrainer,
+    "fedadam": FedAdamTrainer,
+    "fedyogi": FedYogiTrainer,
     "pfedpara": PFedParaTrainer,
     "fedpara": FedParaTrainer,
     "lowrank": LowRankTrainer,

@@ -1,0 +1,70 @@
+"""FedDyn (Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, Algorithm 1).
+
+Client k, from θ^{t−1}, with its memory g_k of its own gradient (0 at first):
+    θ_k ← argmin_θ L_k(θ) − ⟨g_k, θ⟩ + α/2 ‖θ − θ^{t−1}‖²,     g_k ← g_k − α (θ_k − θ^{t−1}).
+Server, of m clients with P taking part, each with the same weight, and h = 0 at first:
+    h ← h − α / m Σ_{k∈P} (θ_k − θ^{t−1}),     θ^t ← 1/|P| Σ_{k∈P} θ_k − h / α.
+As α → 0 the clients become FedAvg's, but the server does not: −h / α is the sum of all rounds' moves, whatever α.
+
+Deviations: as in the paper's experiments the argmin is E epochs of SGD, here without their weight decay and with one α
+for all clients, which the authors' code divides by the client's share of samples. L_k's gradient is clipped as in
+baselines/fedavg.py, what is added to it is not. Memory and pull belong to the shared parameters alone: a private one
+has no θ^{t−1}, and is trained by plain SGD on L_k.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of
+
+
+class FedDynHyper(FedAvgHyper, frozen=True):
+    alpha: float = Field(0.1, gt=0, description="α, weight of the dynamic regularizer")
+
+
+class FedDynAggregator(FedAvgAggregator):
+    """The plain mean, less h / α."""
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.kept = {name: torch.zeros_like(theta) for name, theta in self.shared.items()}  # h
+
+    @torch.no_grad()
+    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
+        mean = super().aggregate([(1.0, params) for _, params in raw_client_model_or_grad_list])
+        alpha = self.args.alpha
+        share = len(raw_client_model_or_grad_list) / self.args.client_num_in_total  # |P| / m
+        for name, h in self.kept.items():
+            h.sub_(mean[name] - self.shared[name], alpha=alpha * share)
+            mean[name].sub_(h, alpha=1 / alpha)
+        return mean
+
+
+class FedDynTrainer(FedAvgTrainer):
+    """FedDyn: a regularizer that remembers each client's gradient lets local and global optima agree."""
+
+    Hyper = FedDynHyper
+    Aggregator = FedDynAggregator
+    hyper: FedDynHyper
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.memory = {f"memory.{name}": torch.zeros_like(theta) for name, theta in self.shared.items()}  # g_k
+        self.kept = self.private | self.memory
+
+    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
+        self.received = copy_of(self.shared)
+        super().train(train_data, device, args)
+        with torch.no_grad():
+            for name, theta in self.shared.items():
+                self.memory[f"memory.{name}"].sub_(theta - self.received[name], alpha=self.hyper.alpha)
+
+    def correct(self, gradients: tuple[Tensor, ...]) -> None:
+        """Adds α(θ − θ^{t−1}) − g_k."""
+        for name, gradient in self.of_shared(gradients).items():
+            gradient.add_(self.shared[name] - self.received[name], alpha=self.hyper.alpha)
+            gradient.sub_(self.memory[f"memory.{name}"])

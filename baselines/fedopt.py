@@ -1,0 +1,96 @@
+"""Server optimizers: FedAvgM, FedAdam and FedYogi.
+
+Clients train as FedAvg's. The server takes the mean of their moves for a gradient, Δ_t = Σ_k (n_k / n) w_k − w_t:
+    FedAvgM   m_t = β m_{t−1} + Δ_t                       w_{t+1} = w_t + η m_t
+    FedAdam   m_t = β1 m_{t−1} + (1 − β1) Δ_t             w_{t+1} = w_t + η m_t / (√v_t + τ)
+              v_t = β2 v_{t−1} + (1 − β2) Δ_t²
+    FedYogi   as FedAdam, but v_t = v_{t−1} − (1 − β2) Δ_t² sign(v_{t−1} − Δ_t²)
+from m_{−1} = 0 and v_{−1} = τ², without bias correction. FedAvgM with β = 0 and η = 1 is FedAvg.
+
+FedAvgM: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
+2019, with the server's η of the next. FedAdam, FedYogi: Reddi et al., "Adaptive Federated Optimization", ICLR 2021,
+Algorithm 2. Deviations: the clients are weighted by samples, as in FedAvg; the shared clipping of baselines/fedavg.py.
+The optimizer acts on the shared parameters; private ones are trained by plain SGD and stay.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params
+
+
+class FedAvgMHyper(FedAvgHyper, frozen=True):
+    server_lr: float = Field(1.0, gt=0, description="η, the server's learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="β, the server's momentum")
+
+
+class FedAdamHyper(FedAvgHyper, frozen=True):
+    server_lr: float = Field(0.01, gt=0, description="η, the server's learning rate")
+    beta1: float = Field(0.9, ge=0, lt=1, description="β1, decay of the first moment")
+    beta2: float = Field(0.99, ge=0, lt=1, description="β2, decay of the second moment")
+    tau: float = Field(1e-3, gt=0, description="τ, adaptivity: the smaller, the more so")
+
+
+class FedAvgMAggregator(FedAvgAggregator):
+    """Momentum of the clients' mean move."""
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.kept = {f"m.{name}": torch.zeros_like(w) for name, w in self.shared.items()}
+
+    @torch.no_grad()
+    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
+        mean = super().aggregate(raw_client_model_or_grad_list)
+        return {name: w + self.args.server_lr * self.move(name, mean[name] - w) for name, w in self.shared.items()}
+
+    def move(self, name: str, delta: Tensor) -> Tensor:
+        """Returns the direction in which the parameter ``name`` goes for the pseudo-gradient ``delta``."""
+        return self.kept[f"m.{name}"].mul_(self.args.momentum).add_(delta)
+
+
+class FedAdamAggregator(FedAvgMAggregator):
+    """Adam on the clients' mean move."""
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.kept |= {f"v.{name}": torch.full_like(w, args.tau**2) for name, w in self.shared.items()}
+
+    def move(self, name: str, delta: Tensor) -> Tensor:
+        m, v = self.kept[f"m.{name}"], self.kept[f"v.{name}"]
+        m.lerp_(delta, 1 - self.args.beta1)
+        self.adapt(v, delta.square())
+        return m / (v.sqrt() + self.args.tau)
+
+    def adapt(self, v: Tensor, square: Tensor) -> None:
+        """Takes Δ² into the second moment ``v``, in place."""
+        v.lerp_(square, 1 - self.args.beta2)
+
+
+class FedYogiAggregator(FedAdamAggregator):
+    """Yogi on the clients' mean move."""
+
+    def adapt(self, v: Tensor, square: Tensor) -> None:
+        v.sub_(square * (v - square).sign(), alpha=1 - self.args.beta2)
+
+
+class FedAvgMTrainer(FedAvgTrainer):
+    """FedAvgM: FedAvg with momentum on the server."""
+
+    Hyper = FedAvgMHyper
+    Aggregator = FedAvgMAggregator
+
+
+class FedAdamTrainer(FedAvgTrainer):
+    """FedAdam: FedAvg with Adam on the server."""
+
+    Hyper = FedAdamHyper
+    Aggregator = FedAdamAggregator
+
+
+class FedYogiTrainer(FedAdamTrainer):
+    """FedYogi: FedAvg with Yogi on the server."""
+
+    Aggregator = FedYogiAggregator

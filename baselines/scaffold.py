@@ -1,0 +1,76 @@
+"""SCAFFOLD (Karimireddy et al., "Stochastic Controlled Averaging for Federated Learning", ICML 2020, Algorithm 1).
+
+Down travel x and the server's control variate c. Client i, from y ← x, K times:
+    y ← y − η_l (g_i(y) + c − c_i)                                                     (their eq. 3)
+then, with option II of their eq. 4,
+    c_i⁺ = c_i − c + (x − y) / (K η_l);   up travel y and Δc_i = c_i⁺ − c_i;   c_i ← c_i⁺.
+Server (their eq. 5), of N clients with S taking part, each with the same weight:
+    x ← x + η_g / |S| Σ_{i∈S} (y_i − x),    c ← c + 1/N Σ_{i∈S} Δc_i.
+All control variates start at 0.
+
+Deviations: K is each client's own number of batches in E epochs, so that every method sees the same samples; the paper
+has one K for all. g_i is clipped as in baselines/fedavg.py, its correction is not. y_i travels in place of y_i − x.
+Control variates belong to the shared parameters alone: a private one has no server's c to drift from, and is trained by
+plain SGD.
+"""
+
+import math
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of
+
+
+class ScaffoldHyper(FedAvgHyper, frozen=True):
+    server_lr: float = Field(1.0, gt=0, description="η_g, the server's step size")
+
+
+class ScaffoldAggregator(FedAvgAggregator):
+    """x and c, moved by the means of what the clients send."""
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.travelling = self.shared | {f"control.{name}": torch.zeros_like(x) for name, x in self.shared.items()}
+
+    @torch.no_grad()
+    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
+        mean = super().aggregate([(1.0, params) for _, params in raw_client_model_or_grad_list])
+        share = len(raw_client_model_or_grad_list) / self.args.client_num_in_total  # |S| / N
+        moved = {name: x + self.args.server_lr * (mean[name] - x) for name, x in self.shared.items()}
+        for name in self.shared:
+            moved[f"control.{name}"] = self.travelling[f"control.{name}"] + share * mean[f"control.{name}"]
+        return moved
+
+
+class ScaffoldTrainer(FedAvgTrainer):
+    """SCAFFOLD: control variates, which travel as well, take each client's drift out of its steps."""
+
+    Hyper = ScaffoldHyper
+    Aggregator = ScaffoldAggregator
+    hyper: ScaffoldHyper
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.message, self.own = (  # c on the way down and Δc_i on the way up; c_i
+            {f"{whose}control.{name}": torch.zeros_like(x) for name, x in self.shared.items()} for whose in ("", "own_")
+        )
+        self.travelling, self.kept = self.shared | self.message, self.private | self.own
+
+    def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
+        x = copy_of(self.shared)
+        super().run_epochs(train_data, epochs, lr)
+        steps = epochs * math.ceil(len(train_data) / self.hyper.batch_size)  # K
+        with torch.no_grad():
+            for name, y in self.shared.items():
+                c, c_i = self.message[f"control.{name}"], self.own[f"own_control.{name}"]
+                c.copy_((x[name] - y) / (steps * lr) - c)
+                c_i.add_(c)
+
+    def correct(self, gradients: tuple[Tensor, ...]) -> None:
+        """Adds c − c_i."""
+        for name, gradient in self.of_shared(gradients).items():
+            gradient.add_(self.message[f"control.{name}"]).sub_(self.own[f"own_control.{name}"])
