@@ -7,16 +7,29 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
 
 from benchmarks.runtime import process
+from benchmarks.runtime.fork import share_imports
 from benchmarks.runtime.imports import defer_packages
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
-def plan() -> Any:
-    """Returns the experiments that the command line asks for, or None where there is nothing to run."""
+    from benchmarks.experiment import Experiment
+
+
+def load() -> None:
+    """Imports what every rank needs, torch and FedML first of all."""
+    import benchmarks.options
+    import benchmarks.runtime.server
+    import benchmarks.screen  # noqa: F401
+
+
+def plan() -> list["Experiment"]:
+    """Returns the experiments that the command line asks for and that are due."""
     from benchmarks import options
     from data_partitions import DataError
 
@@ -32,7 +45,16 @@ def plan() -> Any:
         process.fail(str(error), 2)
     except SystemExit:  # --help
         pass
-    return None
+    return []
+
+
+def form() -> "TypeAdapter[list[Experiment]]":
+    """Returns what writes and reads experiments as JSON, in which they go from rank 0 to the others."""
+    from pydantic import TypeAdapter
+
+    from benchmarks.experiment import Experiment
+
+    return TypeAdapter(list[Experiment])
 
 
 def main() -> None:
@@ -42,6 +64,7 @@ def main() -> None:
     else:
         warnings.simplefilter("ignore")
     defer_packages()
+    share_imports(load)
     group = process.start()
     nodes: list[Any] = []
 
@@ -51,12 +74,14 @@ def main() -> None:
 
     process.fail_on_error(where, verbose)
     if group.comm.rank == 0:
-        experiments = plan()
-        process.open_gate(group, experiments)
+        due = plan()
+        packed = form().dump_json(due) if due else b""
+        process.open_gate(group, packed)
     else:
-        experiments = process.wait_at_gate(group)
-    if experiments is None:
+        packed = process.wait_at_gate(group)
+    if not packed:
         process.leave()
+    experiments = form().validate_json(packed)
 
     import torch
 

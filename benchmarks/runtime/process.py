@@ -4,6 +4,8 @@ Rank 0 checks the whole job before any other rank imports torch, so that a bad o
 sentence.
 """
 
+import contextlib
+import ctypes
 import os
 import secrets
 import signal
@@ -16,9 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
+import mpi4py
 import psutil
 
 GATE = 2  # MPI tag
+CARD = 128  # bytes by which a rank introduces itself
+LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
+mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
 
 # Before the first import of numpy or torch: with more ranks than cores, a second thread per rank costs more than it
 # brings, and sums stay in one order.
@@ -34,12 +40,23 @@ class Group(NamedTuple):
 
 
 def start() -> Group:
-    """Joins the other ranks. A signal that ends one rank is left to its default action, so that ``mpirun`` sees it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Joins the other ranks.
+
+    A signal that ends one rank is left to its default action, so that whoever watches it, sees it.
+    """
     from mpi4py import MPI
 
-    hosts, names = zip(*MPI.COMM_WORLD.allgather((socket.gethostname(), secrets.token_hex(8))), strict=True)
-    return Group(MPI.COMM_WORLD, names[0], len(set(hosts)) == 1)
+    if launcher().pid == os.getpid():
+        fail_on_signal()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
+    MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    comm = MPI.COMM_WORLD
+    everyone = bytearray(CARD * comm.size)
+    comm.Allgather(f"{secrets.token_hex(8)} {socket.gethostname()}".encode()[:CARD].ljust(CARD), everyone)
+    names, hosts = zip(*(everyone[i : i + CARD].decode().split() for i in range(0, len(everyone), CARD)), strict=True)
+    return Group(comm, names[0], len(set(hosts)) == 1)
 
 
 def launcher() -> psutil.Process:
@@ -58,39 +75,70 @@ def launched() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
 
 
-def open_gate(group: Group, plan: Any) -> None:
-    """Rank 0: lets every other rank go on with ``plan``; None sends it home."""
-    for request in [group.comm.isend(plan, dest=rank, tag=GATE) for rank in range(1, group.comm.size)]:
-        request.wait()
+def open_gate(group: Group, plan: bytes) -> None:
+    """Rank 0: lets every other rank go on with ``plan``; an empty one sends it home."""
+    for request in [group.comm.Isend(plan, dest=rank, tag=GATE) for rank in range(1, group.comm.size)]:
+        request.Wait()
 
 
-def wait_at_gate(group: Group) -> Any:
+def wait_at_gate(group: Group) -> bytes:
     """Every other rank: returns the plan of rank 0, asleep until it comes."""
-    while not group.comm.Iprobe(source=0, tag=GATE):
+    from mpi4py import MPI
+
+    status = MPI.Status()
+    while not group.comm.Iprobe(source=0, tag=GATE, status=status):
         time.sleep(0.01)
-    return group.comm.recv(source=0, tag=GATE)
+    plan = bytearray(status.Get_count(MPI.BYTE))
+    group.comm.Recv(plan, source=0, tag=GATE)
+    return bytes(plan)
 
 
 def leave() -> NoReturn:
-    """Ends this rank through ``MPI_Finalize``, without the seconds that Python takes to take torch down."""
+    """Ends this rank through ``MPI_Finalize``, without the seconds that Python and torch take to clean up.
+
+    By C's ``exit``: MPICH tells the launcher in an exit handler that the rank left in order, and mpirun returns 9 when
+    it sees one leave without. ``start()`` has cut off the handlers that were there before MPI's.
+    """
     from mpi4py import MPI
 
     sys.stdout.flush()
     sys.stderr.flush()
     MPI.Finalize()
-    os._exit(0)
+    LIBC.exit(0)
+    raise AssertionError("exit() returned")
 
 
 def fail(sentence: str, code: int) -> NoReturn:
     """Ends all ranks after one ``sentence`` on standard error; ``mpirun`` returns ``code``."""
-    from mpi4py import MPI
-
-    sys.stdout.flush()
-    os.write(2, f"error: {sentence}\n".encode())
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # its reader has gone, or its disk is full
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {sentence}\n".encode())
     time.sleep(0.3)  # mpirun drops what it has not yet read when a rank aborts
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI would add that it was told to abort
-    MPI.COMM_WORLD.Abort(code)
+    end_job(code)
+
+
+def end_job(code: int) -> NoReturn:
+    """Has the launcher end all ranks, also from a process that has not joined them; ``mpirun`` returns ``code``."""
+    from mpi4py import MPI
+
+    if MPI.Is_initialized():
+        MPI.COMM_WORLD.Abort(code)
+    elif "PMI_FD" in os.environ:
+        with contextlib.suppress(OSError):
+            os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={code}\n".encode())
+            time.sleep(5)  # the launcher needs less
     os._exit(code)
+
+
+def fail_on_signal() -> None:
+    """From here on a signal that asks this process to end ends all ranks, in a sentence."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda got, _: fail(f"ended by {signal.Signals(got).name}", 128 + got))
 
 
 def fail_on_error(where: Callable[[], str], verbose: bool) -> None:
