@@ -21,6 +21,7 @@ import ctypes
 import gc
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -56,19 +57,24 @@ def share_imports(load: Callable[[], None]) -> None:
     if not {"PMI_FD", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"} <= os.environ.keys():
         return
     die_with_parent()
+    if select.select([int(os.environ["PMI_FD"])], [], [], 0)[0]:  # the proxy says nothing first: it has died already
+        os._exit(1)
     address = f"\0pfedpara-{Path('/proc/self/ns/pid').stat().st_ino}-{os.getppid()}"
     meeting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.environ["MPI_LOCALRANKID"] != "0":
+        process.default_signals()
         wait_for_rank(meeting, address)
         return
+    process.fail_on_signal()
     meeting.bind(address)
     meeting.listen(1024)
     load()
-    guests = [receive(meeting) for _ in range(int(os.environ["MPI_LOCALNRANKS"]) - 1)]
+    guests: list[Guest] = [receive(meeting) for _ in range(int(os.environ["MPI_LOCALNRANKS"]) - 1)]
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         for guest in guests:
             guest.link.send(GO_ON_ALONE)
             os.close(guest.pmi)
+        process.default_signals()
         return
     gc.collect()
     gc.freeze()  # else the children's collections would write to the pages they share
@@ -76,16 +82,18 @@ def share_imports(load: Callable[[], None]) -> None:
     sys.stderr.flush()
     first = os.getpid()
     ranks: dict[int, Guest | None] = {}  # by process id; None for the first process's own rank
-    for guest in (None, *guests):
+    everyone: list[Guest | None] = [None, *guests]
+    for rank in everyone:
         child = os.fork()
         if not child:
             meeting.close()
+            process.default_signals()
             die_with_parent()
             if os.getppid() != first:
                 os._exit(1)
-            become(guest, guests)
+            become(rank, guests)
             return
-        ranks[child] = guest
+        ranks[child] = rank
     watch(ranks)
 
 
@@ -109,7 +117,10 @@ def wait_for_rank(link: socket.socket, address: str) -> None:
         time.sleep(0.005)
     check_peer(link)
     socket.send_fds(link, [json.dumps(dict(os.environ)).encode()], [int(os.environ["PMI_FD"]), 1, 2])
-    status = link.recv(1)
+    try:
+        status = link.recv(1)
+    except ConnectionError:
+        status = b""
     if status != GO_ON_ALONE:
         os._exit(status[0] if status else 1)
 
@@ -141,8 +152,7 @@ def become(guest: Guest | None, guests: list[Guest]) -> None:
 
 
 def watch(ranks: dict[int, Guest | None]) -> NoReturn:
-    """Leaves in order when all ranks have; ends the job as soon as one of them, or of those who wait for them, fails."""
-    process.fail_on_signal()
+    """Leaves in order when all ranks have; ends the job when one of them, or of those who wait for them, dies."""
     selector = selectors.DefaultSelector()
     for child, guest in ranks.items():
         selector.register(os.pidfd_open(child), selectors.EVENT_READ, child)
@@ -156,8 +166,7 @@ def watch(ranks: dict[int, Guest | None]) -> NoReturn:
                 continue
             guest = ranks[child]
             rank = (guest.environment if guest else os.environ)["PMI_RANK"]
-            if guest and key.fileobj is guest.link:
-                time.sleep(0.5)  # where Hydra is ending the job already, it has its reason and this process dies too
+            if guest and key.fileobj is guest.link:  # where Hydra kills all, it begins with this process
                 process.fail(f"the process that waited for rank {rank} was killed", 1)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             if status < 0:

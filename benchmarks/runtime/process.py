@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import mpi4py
-import psutil
+
+if TYPE_CHECKING:
+    import psutil
 
 GATE = 2  # MPI tag
 CARD = 128  # bytes by which a rank introduces itself
@@ -29,6 +31,8 @@ mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say whe
 # Before the first import of numpy or torch: with more ranks than cores, a second thread per rank costs more than it
 # brings, and sums stay in one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # instead of a traceback from whatever is being imported
 
 
 class Group(NamedTuple):
@@ -40,16 +44,13 @@ class Group(NamedTuple):
 
 
 def start() -> Group:
-    """Joins the other ranks.
-
-    A signal that ends one rank is left to its default action, so that whoever watches it, sees it.
-    """
+    """Joins the other ranks."""
     from mpi4py import MPI
 
     if launcher().pid == os.getpid():
         fail_on_signal()
     else:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        default_signals()
     LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
     comm = MPI.COMM_WORLD
@@ -59,8 +60,10 @@ def start() -> Group:
     return Group(comm, names[0], len(set(hosts)) == 1)
 
 
-def launcher() -> psutil.Process:
+def launcher() -> "psutil.Process":
     """Returns the process that the user started: ``mpirun``, or this one where there is none."""
+    import psutil
+
     above = psutil.Process().parents()
     return next((p for p in above if p.name().startswith(("mpirun", "mpiexec", "prterun", "srun"))), psutil.Process())
 
@@ -135,6 +138,12 @@ def end_job(code: int) -> NoReturn:
     os._exit(code)
 
 
+def default_signals() -> None:
+    """From here on a signal that asks this process to end ends it at once, and whoever watches it sees which."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def fail_on_signal() -> None:
     """From here on a signal that asks this process to end ends all ranks, in a sentence."""
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -147,7 +156,9 @@ def fail_on_error(where: Callable[[], str], verbose: bool) -> None:
     def hook(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         if verbose:
             sys.__excepthook__(kind, error or kind(), trace)
-        fail(f"{where()}: {kind.__name__}: {error}", 1)
+        if kind.__module__.startswith("mpi4py"):
+            time.sleep(1)  # where another rank died first, that is the reason, and this one is ended meanwhile
+        fail(f"{where()}: {kind.__name__}: {' '.join(str(error).split())}", 1)
 
     sys.excepthook = hook
     threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)
