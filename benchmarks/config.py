@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from benchmarks.codec import UNQUANTIZED, Format
+
 # What a run does on the way, without any effect on its figures.
 CONDUCT = {"out", "data_dir", "checkpoint_every", "histograms"}
 
@@ -37,6 +39,10 @@ class Settings(BaseModel):
         description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank; by "
         "default the method's own",
     )
+    quantize: Format = Field(
+        "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
+    )
+    quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
     model: str = Field("mlp", description="mlp | cnn | vgg16 | resnet18 | lstm")
     seed: int = Field(0, ge=0, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
@@ -56,9 +62,16 @@ class Settings(BaseModel):
         return self
 
     @property
+    def variant(self) -> str:
+        """The method on its weights: what is tuned."""
+        return self.algo if self.parameterization in (self.algo, "dense") else f"{self.algo}-{self.parameterization}"
+
+    @property
     def label(self) -> str:
         """The method, with what else was chosen that is not its own."""
-        return self.algo if self.parameterization in (self.algo, "dense") else f"{self.algo}-{self.parameterization}"
+        ways = {"": self.quantize, "down": self.quantize_down}
+        codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
+        return self.variant + "".join(codec)
 
     @property
     def directory(self) -> Path:

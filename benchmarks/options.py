@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=Settings.model_fields["parameterization"].description,
     )
+    option("quantize", nargs="+", metavar="BITS")
+    option("quantize_down", metavar="BITS")
     option("seed", nargs="+", metavar="N")
     option("out", metavar="DIR")
     option("eval_every", metavar="N")
@@ -150,17 +152,16 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
     common = {name: getattr(options, name) for name in Settings.model_fields if hasattr(options, name)}
     common["clients_per_round"] = options.clients_per_round or options.clients
     found = []
-    for partition, seed, algo, weights in itertools.product(
-        *map(dict.fromkeys, (options.partition, options.seed, options.algo, options.parameterization))
-    ):
+    lists = (options.partition, options.seed, options.algo, options.parameterization, options.quantize)
+    for partition, seed, algo, weights, form in itertools.product(*map(dict.fromkeys, lists)):
         try:
-            own = {"parameterization": find_method(algo, weights).parameterization}
+            own = {"parameterization": find_method(algo, weights).parameterization, "quantize": form}
             settings = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
         except ValidationError as error:
             raise UsageError(sentence(error)) from None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        hyper = hyper_parameters(algo, weights, options, tuned(options.dataset, options.model, settings.label))
+        hyper = hyper_parameters(algo, weights, options, tuned(options.dataset, options.model, settings.variant))
         found.append(settings.model_copy(update={"hyper": hyper}))
         check_partition(options.dataset, partition, found[-1].clients)
     return found

@@ -176,7 +176,7 @@ class Recorder:
         text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
         _replace(self.directory / "summary.json", text + "\n")
         outcome = "diverged" if "diverged" in summary else "finished"
-        values = {**self.config, **self.config.get("hyper", {}), "outcome": outcome}
+        values = {**self.config, **self.config.get("hyper", {}), "label": summary.get("label"), "outcome": outcome}
         values = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
         # Not add_hparams: it opens a second run, and TensorBoard takes the columns of the page from whichever run's
         # experiment record it meets first. Without one it joins the settings of all runs.

@@ -51,6 +51,7 @@ FIRST = [
     (("--gamma", "1.5"), "1.5", "less than or equal to 1"),
     (("--lr", "nan"), "nan", "finite"),
     (("--seed", "0", "-1"), "-1", "greater than or equal to 0"),
+    (("--quantize", "8", "0"), "'0'", "'4', '8', '16', 'float16' or '32'"),
 ]
 """Options, the value that is wrong in them, and a part of what would be right."""
 
@@ -97,6 +98,9 @@ MORE = [
     (("--eval-every", "-1"), "-1", "greater than or equal to 0"),
     (("--checkpoint-every", "-1"), "-1", "greater than or equal to 0"),
     (("--seed", "lucky"), "lucky", "integer"),
+    (("--quantize", "3"), "'3'", "'float16'"),
+    (("--quantize", "few"), "'few'", "'float16'"),
+    (("--quantize-down", "1"), "'1'", "'float16'"),
 ]
 
 

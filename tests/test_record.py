@@ -206,7 +206,10 @@ def start_of_session(directory):
 
 @pytest.mark.parametrize(
     ("summary", "outcome"),
-    [({"accuracy": {"mean": 0.5}}, "finished"), ({"accuracy": None, "diverged": {"client": 0}}, "diverged")],
+    [
+        ({"label": "pfedpara-8bit", "accuracy": {"mean": 0.5}}, "finished"),
+        ({"label": "pfedpara-8bit", "accuracy": None, "diverged": {"client": 0}}, "diverged"),
+    ],
 )
 def test_hyper_parameters_are_in_the_runs_own_event_file(tmp_path, summary, outcome):
     recorder = record(tmp_path, [1])
@@ -214,7 +217,7 @@ def test_hyper_parameters_are_in_the_runs_own_event_file(tmp_path, summary, outc
     recorder.close()
     assert start_of_session(tmp_path) == {
         **{"algo": "pfedpara", "seed": 3.0, "clients": 2.0, "lr": 0.1, "gamma": 0.5},
-        "outcome": outcome,
+        **{"label": "pfedpara-8bit", "outcome": outcome},
     }
     assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
 

@@ -10,7 +10,7 @@ from fedml.core.distributed.communication.message import Message
 from torch.utils.data import TensorDataset
 
 from baselines.fedavg import DivergedError, FedAvgTrainer, Params, evaluate
-from benchmarks import checkpoint
+from benchmarks import checkpoint, codec
 from benchmarks.experiment import Experiment
 from benchmarks.methods import build_trainer
 from benchmarks.record import ClientFigures
@@ -64,7 +64,8 @@ class Worker(Node):
         experiment = self.experiments[message.get("experiment")]
         self.store = open_store(experiment.store, message.get("partition_sha256"))
         self.clients: list[int] = message.get("clients")
-        self.trainer = build_trainer(experiment.settings, self.store)
+        self.settings = experiment.settings
+        self.trainer = build_trainer(self.settings, self.store)
         self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
         self.fresh_state = self.trainer.get_private_state()
         self.states: dict[int, Params] = {}
@@ -96,7 +97,8 @@ class Worker(Node):
         self.busy = f"client {client}, round {number}"
         trainer, args = self.trainer, self.trainer.args
         args.round_idx = number - 1
-        self.take_up(client, message.get(TENSORS))
+        received = codec.unpack(message.get(TENSORS), None, self.travelling, self.settings.quantize_down)
+        self.take_up(client, received)
         data = trainer.local_train_dataset
         try:
             trainer.train(data, torch.device("cpu"), args)
@@ -106,7 +108,9 @@ class Worker(Node):
             return
         self.states[client] = trainer.get_private_state()
         shared = flatten(trainer.get_model_params())
-        self.send(Kind.UPDATE, 0, shared, client=client, round=number, samples=len(data))
+        stream = codec.random_stream(1, self.settings.seed, client, number)
+        packed = codec.pack(shared, received, self.travelling, self.settings.quantize, stream)
+        self.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
         if trainer.personalized and message.get("judge"):
             self.judge(client, self.trained)
         self.busy = ""

@@ -5,6 +5,7 @@ A message is FedML's ``Message``. On the wire it is one contiguous buffer:
     4 bytes      8 bytes              padded with spaces to a multiple of 256    4 · n bytes
     "pFP1"       length of the JSON   JSON of all parameters but the tensors     the tensors, float32, end to end
 
+Quantized tensors are the bytes of codec.py instead, and the JSON says in "parameters" how many numbers they stand for.
 Sender and receiver know names and shapes from the model, so neither travels. Nothing is ever unpickled.
 """
 
@@ -20,6 +21,7 @@ from fedml.core.distributed.communication.message import Message
 from torch import Tensor
 
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS
+PARAMETERS = "parameters"
 HEADER_MULTIPLE = 256  # bytes
 _PREFIX = struct.Struct("<4sQ")
 _MAGIC = b"pFP1"
@@ -42,16 +44,15 @@ DIRECTION = {Kind.TRAIN: "down", Kind.UPDATE: "up"}
 
 
 def encode(message: Message) -> np.ndarray:
-    """Returns the message as bytes, uint8 (header + 4 · n,). Its tensors are a flat float32 tensor (n,) or absent."""
+    """Returns the message as bytes, uint8. Its tensors are flat: float32 (n,), quantized ones uint8, or absent."""
     params = dict(message.get_params())
     tensors = params.pop(TENSORS, None)
     text = json.dumps(params, separators=(",", ":")).encode()
     header = -(-(_PREFIX.size + len(text)) // HEADER_MULTIPLE) * HEADER_MULTIPLE
-    n = 0 if tensors is None else tensors.numel()
-    buffer = np.full(header + 4 * n, ord(" "), np.uint8)
+    body = np.empty(0, np.uint8) if tensors is None else tensors.numpy().view(np.uint8)
+    buffer = np.full(header + len(body), ord(" "), np.uint8)
     buffer[: _PREFIX.size + len(text)] = np.frombuffer(_PREFIX.pack(_MAGIC, len(text)) + text, np.uint8)
-    if n:
-        buffer[header:].view(np.float32)[:] = tensors.numpy()
+    buffer[header:] = body
     return buffer
 
 
@@ -66,7 +67,8 @@ def decode(buffer: np.ndarray) -> Message:
     message.init_from_json_object(params)
     header = -(-(_PREFIX.size + length) // HEADER_MULTIPLE) * HEADER_MULTIPLE
     if len(buffer) > header:
-        message.add_params(TENSORS, torch.from_numpy(buffer[header:].view(np.float32)))
+        kind = np.uint8 if PARAMETERS in params else np.float32
+        message.add_params(TENSORS, torch.from_numpy(buffer[header:].view(kind)))
     return message
 
 

@@ -1,11 +1,13 @@
 """The server: on rank 0, takes one experiment after another through its rounds."""
 
 import time
+from typing import Any
 
 import numpy as np
 from fedml.core.distributed.communication.message import Message
+from torch import Tensor
 
-from benchmarks import checkpoint
+from benchmarks import checkpoint, codec
 from benchmarks.experiment import Experiment, Run, sample_clients
 from benchmarks.ledger import Entry
 from benchmarks.record import ClientFigures, Totals
@@ -82,6 +84,13 @@ class Server(Node):
             self.screen.begin(self.current.settings, self.current.round)
             self.next_round()
 
+    def downlink(self, number: int) -> tuple[dict[str, Any], Tensor]:
+        """Returns what a message of round ``number`` says of the shared tensors, and what a client has then, (n,)."""
+        run, form = self.current, self.current.settings.quantize_down
+        shared = flatten(run.aggregator.get_model_params())
+        packed = codec.pack(shared, None, run.travelling, form, codec.random_stream(2, run.settings.seed, number))
+        return packed, codec.unpack(packed["tensors"], None, run.travelling, form)
+
     def next_round(self) -> None:
         """Sends the shared tensors to the round's participants: the downlink."""
         run = self.current
@@ -93,16 +102,17 @@ class Server(Node):
         self.clock = time.perf_counter()
         run.participants = sample_clients(run.settings.seed, run.round, run.store.clients, run.per_round)
         self.waiting = set(run.participants)
-        shared = flatten(run.aggregator.get_model_params())
+        packed, self.received = self.downlink(run.round)
         # Unless all take part in every round, a client is judged whenever it trains: its model of today is gone later.
         judge = run.judged() or run.per_round < run.store.clients
         for client in run.participants:
-            self.send(Kind.TRAIN, self.worker_of[client], shared, client=client, round=run.round, judge=judge)
+            self.send(Kind.TRAIN, self.worker_of[client], client=client, round=run.round, judge=judge, **packed)
 
     def on_update(self, message: Message) -> None:
         """Takes one client's shared tensors: the uplink."""
         client, run = message.get("client"), self.current
-        run.updates[client] = (message.get("samples"), unflatten(message.get(TENSORS), run.travelling))
+        shared = codec.unpack(message.get(TENSORS), self.received, run.travelling, run.settings.quantize)
+        run.updates[client] = (message.get("samples"), unflatten(shared, run.travelling))
         if self.all_answered(client):
             self.close_round()
 
@@ -128,7 +138,7 @@ class Server(Node):
         self.clock = time.perf_counter()
         self.folder = checkpoint.begin(run.settings.directory, run.round) if keep else None
         self.waiting = set(self.workers)
-        shared = flatten(run.aggregator.get_model_params()) if judge else None
+        shared = self.downlink(run.round + 1)[1] if judge else None
         folder = str(self.folder) if self.folder else None
         for worker in self.workers:
             self.send(Kind.EVALUATE, worker, shared, round=run.round, judge=judge, checkpoint=folder)

@@ -18,7 +18,7 @@ from fedml.core.distributed.communication.observer import Observer
 from mpi4py import MPI
 
 from benchmarks.ledger import Entry, Ledger
-from benchmarks.runtime.messages import DIRECTION, TENSORS, decode, encode
+from benchmarks.runtime.messages import DIRECTION, PARAMETERS, TENSORS, decode, encode
 
 TAG = 1
 SHORTEST_SLEEP, LONGEST_SLEEP, LONGEST_SLEEP_BY_DOORBELL = 5e-5, 2e-3, 5e-2  # seconds
@@ -58,9 +58,8 @@ class MpiTransport(BaseCommunicationManager):
         """Starts sending and returns at once."""
         buffer = encode(msg)
         if (tensors := msg.get(TENSORS)) is not None and (direction := DIRECTION.get(msg.get_type())):
-            self.ledger.entries.append(
-                Entry(msg.get("round"), msg.get("client"), direction, tensors.numel(), buffer.nbytes)
-            )
+            parameters = msg.get(PARAMETERS) or tensors.numel()
+            self.ledger.entries.append(Entry(msg.get("round"), msg.get("client"), direction, parameters, buffer.nbytes))
         rank = msg.get_receiver_id() % self.comm.size
         if rank == self.comm.rank:
             self.arrived.append(buffer)

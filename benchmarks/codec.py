@@ -1,0 +1,113 @@
+"""What a travelling tensor becomes on the wire: float32 as it is, or quantized with stochastic rounding.
+
+FedPAQ (Reisizadeh et al., "FedPAQ: A Communication-Efficient Federated Learning Method with Periodic Averaging and
+Quantization", AISTATS 2020, Algorithm 1): client i sends Q(w_i − w), the server adds it to the w that it sent. Their
+quantizer (Example 1) rounds each value at random to one of its two neighbours on a grid, so that E[Q(x)] = x:
+
+    Q(x) = a · k / s,   k = ⌊s x / a⌋ or ⌈s x / a⌉,   |Q(x) − x| < a / s,   s = 2^(bits − 1) − 1
+
+Deviation: a is the largest |x| of a tensor, not its Euclidean norm, as in QSGD's experiments (Alistarh et al.,
+NeurIPS 2017): a finer grid for the same bits. ``float16`` takes the numbers of that format in [−1, 1] for k / s.
+On the wire each tensor is a as float32, then its k: two to a byte for 4 bits.
+
+A downlink, where asked for, quantizes w itself: a client that took no part for some rounds holds nothing to add to.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Format = Literal["4", "8", "16", "float16", "32"]
+"""Bits of a parameter on the wire; 32 does not quantize."""
+
+UNQUANTIZED = "32"
+KINDS = {form: np.dtype(kind) for form, kind in (("4", "u1"), ("8", "i1"), ("16", "<i2"), ("float16", "<f2"))}
+SCALE = np.dtype("<f4")
+
+
+def random_stream(direction: int, *key: int) -> np.random.Generator:
+    """Returns the random stream of one message: of a ``direction`` (1 up, 2 down) and its seed, client and round."""
+    return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(direction,)))
+
+
+def nbytes(size: int, form: str) -> int:
+    """Returns the bytes of a quantized tensor of ``size`` values."""
+    return SCALE.itemsize + ((size + 1) // 2 if form == "4" else size * KINDS[form].itemsize)
+
+
+def round_at_random(x: np.ndarray, levels: int | None, stream: np.random.Generator) -> np.ndarray:
+    """Returns for each x (n,) in [−1, 1], float64, one of its neighbours on the grid, so that the mean over draws is x:
+    an integer k from −``levels`` to ``levels``; without levels, a float16."""
+    if levels:
+        lower = np.floor(x * levels)
+        return lower + (stream.random(x.size) < x * levels - lower)
+    near = x.astype(np.float16)
+    lower = np.where(near > x, np.nextafter(near, np.float16(-1)), near)  # (n,), float16
+    upper = np.where(lower < x, np.nextafter(lower, np.float16(1)), lower)
+    gap = np.where(upper > lower, upper.astype(float) - lower, 1)
+    return np.where(stream.random(x.size) < (x - lower) / gap, upper, lower)
+
+
+def quantize(values: np.ndarray, sizes: Iterable[int], form: str, stream: np.random.Generator) -> np.ndarray:
+    """Returns the float32 ``values`` (n,), tensors of these ``sizes`` end to end, as bytes, uint8.
+
+    A tensor with a value that is not finite arrives as NaN throughout, so that a run that diverged is seen to.
+    """
+    packed: list[bytes] = []
+    for start, end in pairwise(np.cumsum([0, *sizes])):
+        x = values[start:end].astype(np.float64)
+        a = float(np.abs(x).max(initial=0))
+        if not np.isfinite(a):
+            a = np.nan
+        levels = None if form == "float16" else 2 ** (int(form) - 1) - 1
+        k = round_at_random(x / a if a > 0 else np.zeros_like(x), levels, stream)  # (n_i,)
+        if form == "4":
+            pairs = np.zeros(k.size + k.size % 2, np.uint8)
+            pairs[: k.size] = k + levels  # 0 … 14
+            codes = pairs[0::2] << 4 | pairs[1::2]
+        else:
+            codes = k.astype(KINDS[form])
+        packed += [np.array(a, SCALE).tobytes(), codes.tobytes()]
+    return np.frombuffer(bytearray(b"".join(packed)), np.uint8)
+
+
+def dequantize(packed: np.ndarray, sizes: Sequence[int], form: str) -> np.ndarray:
+    """Returns the float32 values (n,) of what ``quantize`` made. Raises ValueError where the length does not fit."""
+    ends = np.cumsum([0, *(nbytes(size, form) for size in sizes)])
+    if packed.nbytes != ends[-1]:
+        raise ValueError(f"expected {ends[-1]} bytes of {sum(sizes)} quantized parameters, got {packed.nbytes}")
+    values = [np.empty(0, np.float32)]
+    for size, (start, end) in zip(sizes, pairwise(ends), strict=True):
+        part = packed[start:end]
+        a = part[: SCALE.itemsize].view(SCALE).astype(np.float64)  # (1,)
+        k = np.frombuffer(part[SCALE.itemsize :].tobytes(), KINDS[form])
+        if form == "4":
+            k = np.stack((k >> 4, k & 15), axis=1).ravel()[:size].astype(np.int8) - 7
+        step = a if form == "float16" else a / (2 ** (int(form) - 1) - 1)
+        values.append((k * step).astype(np.float32))
+    return np.concatenate(values)
+
+
+def pack(
+    values: Tensor, reference: Tensor | None, like: Mapping[str, Tensor], form: str, stream: np.random.Generator
+) -> dict[str, Any]:
+    """Returns what a message says of flat ``values`` (n,) with the shapes of ``like``: ``tensors`` and, for quantized
+    ones, how many ``parameters`` they are. The receiver has ``reference`` (n,) already, where it is given."""
+    if form == UNQUANTIZED:
+        return {"tensors": values}
+    change = values if reference is None else values - reference
+    sizes = [tensor.numel() for tensor in like.values()]
+    return {"tensors": torch.from_numpy(quantize(change.numpy(), sizes, form, stream)), "parameters": values.numel()}
+
+
+def unpack(tensors: Tensor | None, reference: Tensor | None, like: Mapping[str, Tensor], form: str) -> Tensor:
+    """Returns the flat float32 values (n,) of what ``pack`` made. Raises ValueError where it is not of that form."""
+    tensors = torch.empty(0) if tensors is None else tensors
+    if form == UNQUANTIZED or not like:
+        return tensors
+    change = torch.from_numpy(dequantize(tensors.numpy(), [tensor.numel() for tensor in like.values()], form))
+    return change if reference is None else reference + change
