@@ -148,6 +148,9 @@ class FedAvgTrainer(ClientTrainer):
     def personalize(self, model: nn.Module) -> None:
         """Changes the fresh ``model`` in place, so that its modules declare what stays private. FedAvg shares all."""
 
+    def check_client(self, samples: int) -> None:
+        """Raises ValueError where a client with so many training samples is too small for the method."""
+
     def get_model_params(self) -> Params:
         return copy_of(self.travelling)
 
@@ -167,7 +170,7 @@ class FedAvgTrainer(ClientTrainer):
         Raises DivergedError where the loss or a weight is no longer finite.
         """
         torch.manual_seed(client_stream(args.random_seed, self.id, args.round_idx))
-        self.run_epochs(train_data, self.hyper.epochs, self.hyper.lr * self.hyper.lr_decay**args.round_idx)
+        self.run_epochs(train_data, self.hyper.epochs, self.learning_rate())
 
     def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
         """Takes a step on each batch of ``epochs`` shuffles of ``train_data``, with batches from torch's stream."""
@@ -175,12 +178,25 @@ class FedAvgTrainer(ClientTrainer):
         self.model.train()
         for _ in range(epochs):
             loss = torch.zeros(())
-            for batch in torch.randperm(len(y)).split(self.hyper.batch_size):
+            for batch in torch.randperm(len(y)).split(self.samples_per_step):
                 loss += self.step(x[batch], y[batch], lr)
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss is {loss.item()} at learning rate {lr:g}")
-        if not all(parameter.isfinite().all() for parameter in self.trained):
+        self.check_finite(lr)
+
+    def check_finite(self, lr: float) -> None:
+        """Raises DivergedError where a tensor of the model is not finite."""
+        if not all(tensor.isfinite().all() for tensor in (*self.model.parameters(), *self.model.buffers())):
             raise DivergedError(f"a weight is not finite at learning rate {lr:g}")
+
+    @property
+    def samples_per_step(self) -> int:
+        """How many samples a local step takes: B, or several times B where a method needs several batches for one."""
+        return self.hyper.batch_size
+
+    def learning_rate(self) -> float:
+        """η in the round that ``args.round_idx`` tells."""
+        return self.hyper.lr * self.hyper.lr_decay**self.args.round_idx
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         """One local step on a batch x (B, …), y (B,). Returns the batch's loss before the step, detached."""
@@ -201,13 +217,21 @@ class FedAvgTrainer(ClientTrainer):
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns the detached mean loss of a batch and its clipped gradients, one for each of ``self.trained``."""
+        loss, gradients = self.loss_gradients(x, y)
+        self.clip(gradients)
+        return loss, gradients
+
+    def loss_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Returns the detached mean loss of a batch and its gradients, one for each of ``self.trained``."""
         loss = F.cross_entropy(self.model(x), y)
-        gradients = torch.autograd.grad(loss, self.trained)
+        return loss.detach(), torch.autograd.grad(loss, self.trained)
+
+    def clip(self, gradients: tuple[Tensor, ...]) -> None:
+        """Scales ``gradients`` in place to the norm ``clip_norm`` where they are longer, all together."""
         if self.hyper.clip_norm:
             norm = nn.utils.get_total_norm(gradients).item()
             if norm > self.hyper.clip_norm:
                 torch._foreach_mul_(gradients, self.hyper.clip_norm / norm)
-        return loss.detach(), gradients
 
     def deploy(self) -> None:
         """Turns the model, which holds what was received or trained last, into the one that this client would use.
@@ -220,10 +244,10 @@ class FedAvgTrainer(ClientTrainer):
     def deployed(self) -> Iterator[nn.Module]:
         """Within the block ``self.model`` is what ``deploy`` makes of it; afterwards all is as it was."""
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(client_stream(self.args.random_seed, self.id, self.args.round_idx))
-            self.deploy()
         try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(client_stream(self.args.random_seed, self.id, self.args.round_idx))
+                self.deploy()
             yield self.model
         finally:
             self.model.load_state_dict(before)

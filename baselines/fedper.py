@@ -1,15 +1,17 @@
 """FedPer (Arivazhagan et al., "Federated Learning with Personalization Layers", arXiv:1912.00818, 2019).
 
 The model is K_B base layers followed by K_P personalization layers. Clients train both by SGD on their own data
-(Algorithm 1); the server averages only the base layers, weighted by samples (Algorithm 2). No deviation beyond the
-shared clipping of baselines/fedavg.py.
+(Algorithm 1); the server averages only the base layers, weighted by samples (Algorithm 2). The client's model after its
+local training is judged. No deviation beyond the shared clipping of baselines/fedavg.py. A layer is a module with
+tensors of its own, so that a norm layer counts as one, and a factored layer as one too (baselines/split.py).
 """
 
 from pydantic import Field
 from torch import nn
+from torch.nn import Parameter
 
 from baselines.fedavg import FedAvgHyper, FedAvgTrainer
-from baselines.split import keep_private
+from baselines.split import Layer, keep_private, layers
 
 
 class FedPerHyper(FedAvgHyper, frozen=True):
@@ -24,10 +26,21 @@ class FedPerTrainer(FedAvgTrainer):
     personalized = True
 
     def personalize(self, model: nn.Module) -> None:
-        layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-        if self.hyper.private_layers >= len(layers):
+        found = layers(model)
+        if self.hyper.private_layers >= len(found):
             raise ValueError(
-                f"private_layers must be below the model's {len(layers)} layers, got {self.hyper.private_layers}"
+                f"private_layers must be below the model's {len(found)} layers, got {self.hyper.private_layers}"
             )
-        for layer in layers[-self.hyper.private_layers :]:
+        self.staying = self.keep(found)
+        for layer in self.staying:
             keep_private(layer)
+
+    def keep(self, found: list[Layer]) -> list[Layer]:
+        """Returns which of the model's layers stay."""
+        return found[-self.hyper.private_layers :]
+
+    def divide(self) -> tuple[list[Parameter], list[Parameter]]:
+        """Returns the parameters of the layers that stay, and those of the others."""
+        inside = {p for layer in self.staying for part in layer for p in part.parameters(recurse=False)}
+        everything = list(self.model.parameters())
+        return [p for p in everything if p in inside], [p for p in everything if p not in inside]

@@ -12,4 +12,4 @@ class LocalTrainer(FedAvgTrainer):
     personalized = True
 
     def personalize(self, model: nn.Module) -> None:
-        keep_private(model)
+        keep_private(model.modules())

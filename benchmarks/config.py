@@ -43,7 +43,7 @@ class Settings(BaseModel):
         "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
     )
     quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
-    model: str = Field("mlp", description="mlp | cnn | vgg16 | resnet18 | lstm")
+    model: str = Field("mlp", description="mlp | cnn | cnn-bn | vgg16 | resnet18 | lstm")
     seed: int = Field(0, ge=0, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
     eval_every: int = Field(1, ge=0, description="judge the clients each N rounds and after the last; 0: only then")

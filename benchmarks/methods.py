@@ -4,12 +4,20 @@ from types import SimpleNamespace
 
 import torch
 
+from baselines.apfl import ApflTrainer
+from baselines.ditto import DittoTrainer
 from baselines.fedavg import FedAvgTrainer
+from baselines.fedavg_ft import FedAvgFtTrainer
+from baselines.fedbabu import FedBabuTrainer
+from baselines.fedbn import FedBNTrainer
 from baselines.feddyn import FedDynTrainer
 from baselines.fedopt import FedAdamTrainer, FedAvgMTrainer, FedYogiTrainer
 from baselines.fedper import FedPerTrainer
 from baselines.fedprox import FedProxTrainer
+from baselines.fedrep import FedRepTrainer
+from baselines.lg_fedavg import LGFedAvgTrainer
 from baselines.local import LocalTrainer
+from baselines.per_fedavg import PerFedAvgTrainer
 from baselines.pfedme import PFedMeTrainer
 from baselines.scaffold import ScaffoldTrainer
 from benchmarks.config import Settings
@@ -28,6 +36,14 @@ METHODS: dict[str, type[FedAvgTrainer]] = {
     "fedavgm": FedAvgMTrainer,
     "fedadam": FedAdamTrainer,
     "fedyogi": FedYogiTrainer,
+    "ditto": DittoTrainer,
+    "fedrep": FedRepTrainer,
+    "lg-fedavg": LGFedAvgTrainer,
+    "apfl": ApflTrainer,
+    "fedbabu": FedBabuTrainer,
+    "per-fedavg": PerFedAvgTrainer,
+    "fedbn": FedBNTrainer,
+    "fedavg-ft": FedAvgFtTrainer,
     "pfedpara": PFedParaTrainer,
     "fedpara": FedParaTrainer,
     "lowrank": LowRankTrainer,

@@ -94,6 +94,18 @@ def cnn(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
     )
 
 
+def cnn_bn(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
+    """``cnn`` with BatchNorm after each convolution, whose running statistics clients keep (FedBN) or share."""
+    model = cnn(channels, height, width, classes)
+    pairs: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in model.named_children():
+        pairs[name] = module
+        if isinstance(module, nn.Conv2d):
+            module.register_parameter("bias", None)  # the norm has one
+            pairs[f"norm{name.removeprefix('conv')}"] = nn.BatchNorm2d(module.out_channels)
+    return nn.Sequential(pairs)
+
+
 def vgg16(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
     """VGG16 for 32×32 images with GroupNorm, 15.25 M parameters for 10 classes.
 
@@ -171,6 +183,7 @@ class CharacterLSTM(nn.Module):
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
+    "cnn-bn": cnn_bn,
     "vgg16": vgg16,
     "resnet18": resnet18,
     "lstm": CharacterLSTM,

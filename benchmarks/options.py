@@ -11,6 +11,7 @@ from typing import Any, NoReturn, get_args
 import yaml
 from pydantic import ValidationError
 
+from baselines.fedavg import FedAvgTrainer
 from benchmarks.config import Settings, sentence
 from benchmarks.experiment import Experiment
 from benchmarks.methods import METHODS, build_trainer, find_method
@@ -128,7 +129,7 @@ def explain_methods() -> str:
         lines.append(f"{name:10} {(trainer.__doc__ or '').splitlines()[0]}")
         for field, info in trainer.Hyper.model_fields.items():
             if name == "fedavg" or field not in common or info.default != common[field].default:
-                lines.append(f"{'':10}   {field:14} {info.description} (default: {info.default})")
+                lines.append(f"{'':10}   {field:15} {info.description} (default: {info.default})")
     return "\n".join(lines) + "\nEvery method has FedAvg's hyper-parameters as well."
 
 
@@ -212,12 +213,16 @@ def plan(options: argparse.Namespace) -> list[Experiment]:
                 s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction
             )
     experiments = [Experiment(s, stores[s.partition, s.seed], options.resume) for s in wanted]
-    for experiment in {(e.settings.label, e.settings.partition): e for e in experiments}.values():
+    trainers: dict[tuple[str, str], FedAvgTrainer] = {}
+    for s, path, _ in experiments:
         try:
-            with open_store(experiment.store) as opened:
-                build_trainer(experiment.settings, opened)
+            with open_store(path) as opened:
+                if (s.label, s.partition) not in trainers:
+                    trainers[s.label, s.partition] = build_trainer(s, opened)
+                for samples in opened.sizes("train").tolist():
+                    trainers[s.label, s.partition].check_client(samples)
         except ValueError as error:
-            raise UsageError(f"{experiment.settings.label}: {error}") from None
+            raise UsageError(f"{s.label}: {error}") from None
     if options.resume:
         return [e for e in experiments if not (e.settings.directory / "summary.json").exists()]
     for experiment in experiments:

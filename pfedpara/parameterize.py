@@ -157,7 +157,7 @@ def summarize(model: nn.Module) -> list[LayerSummary]:
     rows = []
     for path, layer in model.named_modules():
         parameters = dict(layer.named_parameters(recurse=False))
-        kept = sum(parameters[name].numel() for name in getattr(layer, "private_parameters", ()))
+        kept = sum(p.numel() for name, p in parameters.items() if name in getattr(layer, "private_parameters", ()))
         if isinstance(layer, parametrize.ParametrizationList) and isinstance(composition := layer[0], Composition):
             name, shape = path.replace("parametrizations.", ""), composition.weight_shape
             bound = maximal_rank(composition.shape, composition.rank, composition.inner_products)

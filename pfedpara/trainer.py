@@ -58,11 +58,13 @@ class PFedParaTrainer(FedParaTrainer):
 def on_factors(method: type[FedAvgTrainer], parameterization: Method) -> type[FedAvgTrainer]:
     """Returns ``method`` on factored weights: a trainer that factors its model and then does as ``method`` does.
 
-    Its hyper-parameters are the method's, and γ and tanh.
+    Its hyper-parameters are the method's, and γ and tanh. It is judged as the method says; where that is FedAvg's way,
+    as pFedPara is on personal factors.
     """
     factored = next(
         t for t in (FedParaTrainer, LowRankTrainer, PFedParaTrainer) if t.parameterization == parameterization
     )
+    says = next(base for base in method.__mro__ if "personalized" in vars(base))
     name = f"{method.__name__}On{factored.__name__}"
     return type(
         name,
@@ -70,6 +72,6 @@ def on_factors(method: type[FedAvgTrainer], parameterization: Method) -> type[Fe
         {
             "__doc__": method.__doc__,
             "Hyper": create_model(f"{name}Hyper", __base__=(method.Hyper, FactorHyper)),
-            "personalized": method.personalized or factored.personalized,
+            "personalized": factored.personalized if says is FedAvgTrainer else method.personalized,
         },
     )

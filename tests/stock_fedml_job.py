@@ -37,7 +37,7 @@ def build(algo: str) -> tuple[FedAvgTrainer, FedAvgAggregator]:
     method = METHODS[algo]
     torch.manual_seed(0)
     args = SimpleNamespace(random_seed=0, round_idx=0, **method.Hyper(epochs=1, batch_size=8).model_dump())
-    trainer = method(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)), args)
+    trainer = method(nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), args)
     return trainer, method.Aggregator(trainer.model, args)
 
 

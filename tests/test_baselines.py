@@ -32,9 +32,14 @@ def linear() -> nn.Linear:
     return model
 
 
-def network() -> nn.Sequential:
+def network(norm: bool = False) -> nn.Sequential:
+    """784-256-10, with a norm layer where asked for: FedBN needs one."""
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
+    return nn.Sequential(nn.Linear(784, 256), *([nn.LayerNorm(256)] if norm else []), nn.ReLU(), nn.Linear(256, 10))
+
+
+def trainer_of(algo: str) -> FedAvgTrainer:
+    return METHODS[algo](network(norm=algo == "fedbn"), args(epochs=1))
 
 
 ONE = TensorDataset(torch.tensor([[1.0, 2.0]], dtype=torch.float64), torch.tensor([0]))
@@ -158,8 +163,8 @@ def digits(n: int = 70) -> TensorDataset:
 
 @pytest.mark.parametrize("algo", METHODS)
 def test_evaluation_has_no_side_effects(algo: str) -> None:
-    trainer = METHODS[algo](network(), args(epochs=1))
-    data = digits()
+    trainer, data = trainer_of(algo), digits()
+    trainer.update_dataset(data, data, len(data))
     trainer.train(data, CPU, trainer.args)
     before = trainer.get_model_params(), trainer.get_private_state()
     stream = torch.get_rng_state()
@@ -173,7 +178,7 @@ def test_evaluation_has_no_side_effects(algo: str) -> None:
 
 @pytest.mark.parametrize("algo", METHODS)
 def test_training_depends_on_seed_client_and_round_alone(algo: str) -> None:
-    trainer = METHODS[algo](network(), args(epochs=1))
+    trainer = trainer_of(algo)
     start, state = trainer.get_model_params(), trainer.get_private_state()
 
     def train(client: int) -> Tensor:
@@ -192,7 +197,7 @@ def test_training_depends_on_seed_client_and_round_alone(algo: str) -> None:
 
 @pytest.mark.parametrize("algo", METHODS)
 def test_params_and_state_are_copies(algo: str) -> None:
-    trainer = METHODS[algo](network(), args(epochs=1))
+    trainer = trainer_of(algo)
     taken = trainer.get_model_params() | trainer.get_private_state()
     kept = {name: tensor.clone() for name, tensor in taken.items()}
     trainer.train(digits(), CPU, trainer.args)
@@ -229,6 +234,8 @@ def test_wrong_tensors_are_refused() -> None:
         ("fedper", {"private_layers": 0}),
         ("pfedme", {"lam": -1.0}),
         ("pfedpara", {"gamma": 1.5}),
+        ("apfl", {"alpha": 1.5}),
+        ("per-fedavg", {"variant": "second order"}),
     ],
 )
 def test_hyper_parameters_are_checked(algo: str, hyper: dict[str, Any]) -> None:
@@ -238,15 +245,15 @@ def test_hyper_parameters_are_checked(algo: str, hyper: dict[str, Any]) -> None:
 
 def test_split_follows_the_declaration() -> None:
     model = network()
-    keep_private(model[2])
+    keep_private([model[2]])
     shared, private = split_parameters(model)
     assert list(shared) == ["0.weight", "0.bias"]
     assert list(private) == ["2.weight", "2.bias"]
 
 
-def test_split_refuses_running_statistics_and_unknown_names() -> None:
-    with pytest.raises(ValueError, match="neither shared nor private"):
-        split_parameters(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+def test_split_refuses_unknown_names_and_statistics_by_a_count() -> None:
+    with pytest.raises(ValueError, match="layer '1' averages its statistics over all batches; give it a momentum"):
+        split_parameters(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=None)))
     model = linear()
     model.private_parameters = ("nothing",)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="'nothing', which it does not have"):

@@ -9,7 +9,14 @@ from pfedpara.hadamard import Method
 from pfedpara.parameterize import parameterize, reconstruct, split_parameters, summarize
 
 torch.set_num_threads(1)
-INPUTS = {"mlp": (28, 28), "cnn": (28, 28), "vgg16": (32, 32, 3), "resnet18": (32, 32, 3), "lstm": (20,)}
+INPUTS = {
+    "mlp": (28, 28),
+    "cnn": (28, 28),
+    "cnn-bn": (28, 28),
+    "vgg16": (32, 32, 3),
+    "resnet18": (32, 32, 3),
+    "lstm": (20,),
+}
 COLOUR = (0.5, 0.4, 0.3), (0.2, 0.2, 0.25)
 
 
@@ -23,6 +30,7 @@ def build(name: str, classes: int = 10) -> nn.Module:
 COUNTS = [
     ("mlp", 10, 0.5, (), 203_530, 118_874),
     ("cnn", 10, 0.5, (), 1_663_370, 915_246),
+    ("cnn-bn", 10, 0.5, (), 1_663_466, 915_342),  # two norms instead of two biases: 96 more
     ("vgg16", 10, 0.1, ("classifier",), 15_253_578, 1_547_372),  # the paper: 15.25 M and 1.55 M
     ("vgg16", 100, 0.4, ("classifier",), 15_299_748, 4_530_968),  # the paper: 15.30 M and 4.53 M
     ("resnet18", 10, 0.1, (), 11_173_962, 852_366),
@@ -44,7 +52,10 @@ def test_logits_from_raw_bytes(name: str) -> None:
     model = build(name)
     batch = torch.randint(10, (2, *INPUTS[name]), dtype=torch.uint8)
     assert model(batch).shape == (2, 10)
-    assert list(model.buffers()) == []
+    statistics = {n for n, b in model.named_buffers() if b.is_floating_point()}
+    assert statistics == (
+        {f"norm{i}.running_{s}" for i in (1, 2) for s in ("mean", "var")} if name == "cnn-bn" else set()
+    )
     *_, last = (module for module in model.modules() if any(True for _ in module.parameters(recurse=False)))
     assert isinstance(last, nn.Linear)  # what FedPer keeps private is the classifier
     assert last.out_features == 10

@@ -1,0 +1,52 @@
+"""Ditto (Li, Hu, Beirami, Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021,
+Algorithm 1).
+
+Client k, with the global model w^t that came and its own model v_k:
+    w_k by E epochs of SGD from w^t, which travels as in FedAvg, and
+    v_k ← v_k − η (∇F_k(v_k) + λ (v_k − w^t))    for every batch of E epochs.
+Server: w ← the mean of the w_k, weighted by samples. The model that is judged is v_k.
+
+Two epochs' work for each of FedAvg's: 2E local epochs. w_k and v_k see the same batches. Deviation: the loss's gradient
+in a step is clipped as in baselines/fedavg.py, λ (v_k − w^t) is not.
+"""
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from baselines.fedavg import FedAvgHyper, copy_into, copy_of
+from baselines.second_model import SecondModelTrainer
+
+
+class DittoHyper(FedAvgHyper, frozen=True):
+    lam: float = Field(0.5, ge=0, description="λ, pull of the personal model v_k towards the global model")
+
+
+class DittoTrainer(SecondModelTrainer):
+    """Ditto: FedAvg, and a personal model at each client that is pulled towards the global one."""
+
+    Hyper = DittoHyper
+    hyper: DittoHyper
+
+    def __init__(self, model: nn.Module, args: Any) -> None:
+        super().__init__(model, args)
+        self.received: list[Tensor] = []  # w^t while v_k is trained
+
+    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
+        received = [parameter.detach().clone() for parameter in self.trained]
+        super().train(train_data, device, args)
+        self.w = copy_of(self.shared)
+        copy_into(self.shared, self.v)
+        self.received = received
+        try:
+            super().train(train_data, device, args)
+        finally:
+            self.received = []
+        self.v = copy_of(self.shared)
+
+    def correct(self, gradients: tuple[Tensor, ...]) -> None:
+        if self.received:
+            for gradient, v, w in zip(gradients, self.trained, self.received, strict=True):
+                gradient.add_(v - w, alpha=self.hyper.lam)
