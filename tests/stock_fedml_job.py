@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 from baselines.fedavg import FedAvgAggregator, FedAvgTrainer
 from benchmarks.methods import METHODS
 
-ROUNDS = 3
+CLIENTS, ROUNDS = 3, 3
 
 
 def client_data(client: int) -> TensorDataset:
@@ -36,7 +36,8 @@ def build(algo: str) -> tuple[FedAvgTrainer, FedAvgAggregator]:
     """Returns the method's trainer and aggregator on a small model that depends on nothing but ``algo``."""
     method = METHODS[algo]
     torch.manual_seed(0)
-    args = SimpleNamespace(random_seed=0, round_idx=0, **method.Hyper(epochs=1, batch_size=8).model_dump())
+    hyper = method.Hyper(epochs=1, batch_size=8).model_dump()
+    args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=CLIENTS, **hyper)
     trainer = method(nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), args)
     return trainer, method.Aggregator(trainer.model, args)
 
@@ -47,17 +48,15 @@ def main() -> None:
     logging.disable()
     torch.set_num_threads(1)
     trainer, aggregator = build(sys.argv[1])
-    clients = comm.size - 1
     args = trainer.args
     vars(args).update(
         comm_round=ROUNDS,
-        client_num_in_total=clients,
-        client_num_per_round=clients,
+        client_num_per_round=CLIENTS,
         backend="MPI",
         dataset="synthetic",
         frequency_of_the_test=1,
     )
-    data = {client: client_data(client) for client in range(clients)}
+    data = {client: client_data(client) for client in range(CLIENTS)}
     sizes = {client: len(own) for client, own in data.items()}
 
     def finish(server: FedAVGServerManager) -> None:

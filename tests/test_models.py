@@ -107,7 +107,7 @@ def test_pfedpara_shares_59570_of_the_mlp() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("gpt", (28, 28), "model is 'gpt'; it must be one of mlp, cnn, vgg16, resnet18, lstm"),
+        ("gpt", (28, 28), "model is 'gpt'; it must be one of mlp, cnn, cnn-bn, vgg16, resnet18, lstm"),
         ("vgg16", (28, 28), "vgg16 needs images of at least 32 × 32, not 28 × 28"),
         ("mlp", (80,), r"mlp takes images \(H, W\) or \(H, W, C\), not an input of shape \(80,\)"),
         ("lstm", (28, 28), r"lstm takes texts \(T,\), not an input of shape \(28, 28\)"),

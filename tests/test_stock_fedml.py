@@ -9,34 +9,27 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.methods import METHODS
-from tests.stock_fedml_job import ROUNDS, build, client_data
+from tests.stock_fedml_job import CLIENTS, ROUNDS, build, client_data
 
 JOB = Path(__file__).with_name("stock_fedml_job.py")
-CLIENTS = 3
 
 
 def one_process(algo: str) -> dict[str, torch.Tensor]:
-    """FedAvg's outer loop in a few lines: every client in turn, then the average weighted by samples."""
-    torch.set_num_threads(1)
-    trainer, aggregator = build(algo)
-    start = trainer.get_private_state()
-    shared, states = aggregator.get_model_params(), dict.fromkeys(range(CLIENTS), start)
-    sizes = [len(client_data(client)) for client in range(CLIENTS)]
+    """The outer loop in a few lines: every client in turn, then the method's server."""
+    trainer, (_, aggregator) = build(algo)[0], build(algo)  # each with a model of its own
+    states = dict.fromkeys(range(CLIENTS), trainer.get_private_state())
     for number in range(ROUNDS):
         trainer.args.round_idx = number
-        updates = []
+        shared, updates = aggregator.get_model_params(), []
         for client in range(CLIENTS):
             trainer.set_id(client)
             trainer.set_private_state(states[client])
             trainer.set_model_params(shared)
             trainer.train(client_data(client), torch.device("cpu"), trainer.args)
             states[client] = trainer.get_private_state()
-            updates.append(trainer.get_model_params())
-        shared = {
-            name: sum(n * update[name] for n, update in zip(sizes, updates, strict=True)) / sum(sizes)
-            for name in shared
-        }
-    return shared
+            updates.append((len(client_data(client)), trainer.get_model_params()))
+        aggregator.set_model_params(aggregator.aggregate(updates))
+    return aggregator.get_model_params()
 
 
 @pytest.mark.parametrize(
