@@ -12,6 +12,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
 from fedml.simulation.mpi.fedavg.FedAvgAPI import FedML_FedAvg_distributed
 from fedml.simulation.mpi.fedavg.FedAvgServerManager import FedAVGServerManager
 from mpi4py import MPI
@@ -64,6 +65,9 @@ def main() -> None:
         comm.Abort(0)  # FedML's own way to end an MPI job hangs now and then
 
     FedAVGServerManager.finish = finish
+    if type(aggregator) is not FedAvgAggregator:
+        # FedML's cross-silo server calls ServerAggregator.aggregate; its MPI server averages, whatever it was given.
+        FedAVGAggregator._fedavg_aggregation_ = lambda self, updates: self.aggregator.aggregate(updates)
     dataset = [sum(sizes.values()), sum(sizes.values()), data[0], data[0], sizes, data, data, 3]
     FedML_FedAvg_distributed(
         args, comm.rank, comm.size, comm, torch.device("cpu"), dataset, trainer.model, trainer, aggregator

@@ -236,6 +236,13 @@ def test_wrong_tensors_are_refused() -> None:
         ("pfedpara", {"gamma": 1.5}),
         ("apfl", {"alpha": 1.5}),
         ("per-fedavg", {"variant": "second order"}),
+        ("fedprox", {"mu": -0.1}),
+        ("scaffold", {"server_lr": 0.0}),
+        ("feddyn", {"alpha": 0.0}),
+        ("fedavgm", {"momentum": 1.0}),
+        ("fedadam", {"beta1": 1.0}),
+        ("fedadam", {"tau": 0.0}),
+        ("fedyogi", {"beta2": -0.1}),
     ],
 )
 def test_hyper_parameters_are_checked(algo: str, hyper: dict[str, Any]) -> None:
