@@ -312,16 +312,15 @@ def test_the_first_step_in_closed_form(Aggregator: type[FedAvgMAggregator], seco
 
 # Real jobs
 
-STATEFUL = ("scaffold", "feddyn", "fedadam", "pfedme")
-JOB = ("--parameterization", "dense", "pfedpara", "--clients-per-round", "6", "--epochs", "1")
+STATEFUL = ("scaffold", "feddyn", "fedadam")
+JOB = ("--clients-per-round", "6", "--epochs", "1", "--checkpoint-every", "1")
 
 
 @pytest.mark.slow
 def test_a_job_sends_control_variates_and_gives_the_same_bits_on_any_ranks(tmp_path: Path) -> None:
+    options = ("--algo", "fedavg", *STATEFUL, "--parameterization", "dense", "pfedpara", "--rounds", "2", *JOB)
     for ranks in (1, 3):
-        done = run(
-            "--algo", "fedavg", *STATEFUL, *JOB, "--rounds", "3", "--out", str(tmp_path / str(ranks)), ranks=ranks
-        )
+        done = run(*options, "--out", str(tmp_path / str(ranks)), ranks=ranks)
         assert (done.returncode, done.stderr) == (0, "")
     for weights in ("", "-pfedpara"):
         for algo in STATEFUL:
@@ -329,20 +328,19 @@ def test_a_job_sends_control_variates_and_gives_the_same_bits_on_any_ranks(tmp_p
         sent = {algo: summary(tmp_path / "3", algo + weights)["transmitted"] for algo in ("fedavg", *STATEFUL)}
         for way in ("parameters_up", "parameters_down"):
             assert sent["scaffold"][way] == 2 * sent["fedavg"][way] > 0
-            assert sent["feddyn"][way] == sent["fedadam"][way] == sent["pfedme"][way] == sent["fedavg"][way]
+            assert sent["feddyn"][way] == sent["fedadam"][way] == sent["fedavg"][way]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", STATEFUL)
 def test_a_killed_job_resumes_with_all_its_state(tmp_path: Path, algo: str) -> None:
-    options = ("--algo", algo, *JOB, "--rounds", "8", "--checkpoint-every", "1")
+    options = ("--algo", algo, "--rounds", "6", *JOB)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(*options, "--out", str(whole), ranks=2).returncode == 0
-    job = start(*options, "--out", str(killed), ranks=3)
-    wait_for_round(job, directory(killed, algo) / "rounds.csv", 3)
+    job = start(*options, "--out", str(killed), ranks=2)
+    wait_for_round(job, directory(killed, algo) / "rounds.csv", 2)
     os.killpg(job.pid, signal.SIGKILL)
     job.communicate()
     assert not (directory(killed, algo) / "summary.json").exists()
-    assert run(*options, "--resume", "--out", str(killed), ranks=2).returncode == 0
-    for label in (algo, f"{algo}-pfedpara"):
-        same_findings(directory(killed, label), directory(whole, label))
+    assert run(*options, "--resume", "--out", str(killed), ranks=3).returncode == 0
+    same_findings(directory(killed, algo), directory(whole, algo))
