@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, Params, copy_of
+from baselines.fedavg import FedAvgHyper, copy_into
 from baselines.second_model import SecondModelTrainer
 
 
@@ -36,21 +36,14 @@ class ApflTrainer(SecondModelTrainer):
         super().__init__(model, args)
         if len(self.shared) > len(self.trained):
             raise ValueError("a mixture of two models has no running statistics; take a model without BatchNorm")
-        self.alpha = self.hyper.alpha
+        self.alpha = torch.tensor(self.hyper.alpha, dtype=torch.float64)
+        self.kept = {f"v.{name}": v for name, v in self.v.items()} | {"alpha": self.alpha}
         self.adapts = False  # whether α is due at the next batch
-
-    def get_private_state(self) -> Params:
-        kept = {f"v.{name}": tensor for name, tensor in super().get_private_state().items()}
-        return kept | {"alpha": torch.tensor(self.alpha, dtype=torch.float64)}
-
-    def set_private_state(self, state: Params) -> None:
-        super().set_private_state({name.removeprefix("v."): v for name, v in state.items() if name != "alpha"})
-        self.alpha = state["alpha"].item()
 
     def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
         self.adapts = self.hyper.adaptive
         super().train(train_data, device, args)
-        self.w = copy_of(self.shared)
+        copy_into(self.w, self.shared)
         self.mix()
         self.check_finite(self.learning_rate())
 
@@ -58,19 +51,20 @@ class ApflTrainer(SecondModelTrainer):
     def mix(self) -> None:
         """Turns the model from w into v̄ = α v + (1 − α) w."""
         for parameter, v in zip(self.trained, self.v.values(), strict=True):
-            parameter.lerp_(v, self.alpha)
+            parameter.lerp_(v, self.alpha.item())
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         _, gradients = self.gradients(x, y)
         w = [parameter.detach().clone() for parameter in self.trained]
         self.mix()
         loss, mixed = self.gradients(x, y)
-        alpha, slope = self.alpha, 0.0
+        alpha, slope = self.alpha.item(), 0.0
         with torch.no_grad():
             for parameter, u, v, at_w, at_mixed in zip(self.trained, w, self.v.values(), gradients, mixed, strict=True):
                 slope += float(((v - u) * at_mixed).sum())
                 parameter.copy_(u.add_(at_w, alpha=-lr))
                 v.add_(at_mixed, alpha=-lr * alpha)
         if self.adapts:
-            self.alpha, self.adapts = min(max(alpha - lr * slope, 0.0), 1.0), False
+            self.alpha.fill_(alpha - lr * slope).clamp_(0, 1)
+            self.adapts = False
         return loss

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, copy_into, copy_of
+from baselines.fedavg import FedAvgHyper, copy_into
 from baselines.second_model import SecondModelTrainer
 
 
@@ -37,14 +37,14 @@ class DittoTrainer(SecondModelTrainer):
     def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
         received = [parameter.detach().clone() for parameter in self.trained]
         super().train(train_data, device, args)
-        self.w = copy_of(self.shared)
+        copy_into(self.w, self.shared)
         copy_into(self.shared, self.v)
         self.received = received
         try:
             super().train(train_data, device, args)
         finally:
             self.received = []
-        self.v = copy_of(self.shared)
+        copy_into(self.v, self.shared)
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         if self.received:

@@ -23,17 +23,9 @@ class SecondModelTrainer(FedAvgTrainer):
                 "each client has a private model beside the shared one, which cannot be private in parts; "
                 "take --parameterization dense, fedpara or lowrank"
             )
-        self.w, self.v = copy_of(self.shared), copy_of(self.shared)
-
-    def get_model_params(self) -> Params:
-        return copy_of(self.w)
+        self.travelling = self.w = copy_of(self.shared)
+        self.kept = self.v = copy_of(self.shared)
 
     def set_model_params(self, model_parameters: Params) -> None:
         super().set_model_params(model_parameters)
-        self.w = copy_of(self.shared)
-
-    def get_private_state(self) -> Params:
-        return copy_of(self.v)
-
-    def set_private_state(self, state: Params) -> None:
-        copy_into(self.v, state)
+        copy_into(self.shared, self.w)
