@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of
+from baselines.split import learned
 
 
 class FedDynHyper(FedAvgHyper, frozen=True):
@@ -31,7 +32,7 @@ class FedDynAggregator(FedAvgAggregator):
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
-        self.kept = {name: torch.zeros_like(theta) for name, theta in self.shared.items()}  # h
+        self.kept = {name: torch.zeros_like(theta) for name, theta in learned(self.shared).items()}  # h
 
     @torch.no_grad()
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
@@ -53,14 +54,14 @@ class FedDynTrainer(FedAvgTrainer):
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
-        self.memory = {f"memory.{name}": torch.zeros_like(theta) for name, theta in self.shared.items()}  # g_k
+        self.memory = {f"memory.{name}": torch.zeros_like(theta) for name, theta in learned(self.shared).items()}  # g_k
         self.kept = self.private | self.memory
 
     def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
         self.received = copy_of(self.shared)
         super().train(train_data, device, args)
         with torch.no_grad():
-            for name, theta in self.shared.items():
+            for name, theta in learned(self.shared).items():
                 self.memory[f"memory.{name}"].sub_(theta - self.received[name], alpha=self.hyper.alpha)
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:

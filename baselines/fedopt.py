@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params
+from baselines.split import learned
 
 
 class FedAvgMHyper(FedAvgHyper, frozen=True):
@@ -39,12 +40,14 @@ class FedAvgMAggregator(FedAvgAggregator):
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
-        self.kept = {f"m.{name}": torch.zeros_like(w) for name, w in self.shared.items()}
+        self.kept = {f"m.{name}": torch.zeros_like(w) for name, w in learned(self.shared).items()}
 
     @torch.no_grad()
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
         mean = super().aggregate(raw_client_model_or_grad_list)
-        return {name: w + self.args.server_lr * self.move(name, mean[name] - w) for name, w in self.shared.items()}
+        for name, w in learned(self.shared).items():
+            mean[name] = w + self.args.server_lr * self.move(name, mean[name] - w)
+        return mean
 
     def move(self, name: str, delta: Tensor) -> Tensor:
         """Returns the direction in which the parameter ``name`` goes for the pseudo-gradient ``delta``."""
@@ -56,7 +59,7 @@ class FedAdamAggregator(FedAvgMAggregator):
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
-        self.kept |= {f"v.{name}": torch.full_like(w, args.tau**2) for name, w in self.shared.items()}
+        self.kept |= {f"v.{name}": torch.full_like(w, args.tau**2) for name, w in learned(self.shared).items()}
 
     def move(self, name: str, delta: Tensor) -> Tensor:
         m, v = self.kept[f"m.{name}"], self.kept[f"v.{name}"]

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_into, copy_of
+from baselines.split import learned
 
 
 class PFedMeHyper(FedAvgHyper, frozen=True):
@@ -36,7 +37,7 @@ class PFedMeAggregator(FedAvgAggregator):
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
         mean = super().aggregate([(1.0, params) for _, params in raw_client_model_or_grad_list])
         beta = self.args.beta
-        return {name: (1 - beta) * w.detach() + beta * mean[name] for name, w in self.shared.items()}
+        return mean | {name: (1 - beta) * w.detach() + beta * mean[name] for name, w in learned(self.shared).items()}
 
 
 class PFedMeTrainer(FedAvgTrainer):
@@ -61,8 +62,9 @@ class PFedMeTrainer(FedAvgTrainer):
         losses = []
         for _ in range(self.hyper.steps):
             losses.append(super().step(x, y, self.hyper.personal_lr))
+        parameters = learned(self.shared)
         for name, w in self.w.items():
-            w.lerp_(self.shared[name].detach(), lr * self.hyper.lam)
+            w.lerp_(self.shared[name].detach(), lr * self.hyper.lam if name in parameters else 1.0)
         return losses[0]
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:

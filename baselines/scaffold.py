@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of
+from baselines.split import learned
 
 
 class ScaffoldHyper(FedAvgHyper, frozen=True):
@@ -34,16 +35,18 @@ class ScaffoldAggregator(FedAvgAggregator):
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
-        self.travelling = self.shared | {f"control.{name}": torch.zeros_like(x) for name, x in self.shared.items()}
+        self.travelling = self.shared | {
+            f"control.{name}": torch.zeros_like(x) for name, x in learned(self.shared).items()
+        }
 
     @torch.no_grad()
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
         mean = super().aggregate([(1.0, params) for _, params in raw_client_model_or_grad_list])
         share = len(raw_client_model_or_grad_list) / self.args.client_num_in_total  # |S| / N
-        moved = {name: x + self.args.server_lr * (mean[name] - x) for name, x in self.shared.items()}
-        for name in self.shared:
-            moved[f"control.{name}"] = self.travelling[f"control.{name}"] + share * mean[f"control.{name}"]
-        return moved
+        for name, x in learned(self.shared).items():
+            mean[name] = x + self.args.server_lr * (mean[name] - x)
+            mean[f"control.{name}"] = self.travelling[f"control.{name}"] + share * mean[f"control.{name}"]
+        return mean
 
 
 class ScaffoldTrainer(FedAvgTrainer):
@@ -56,7 +59,8 @@ class ScaffoldTrainer(FedAvgTrainer):
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)
         self.message, self.own = (  # c on the way down and Δc_i on the way up; c_i
-            {f"{whose}control.{name}": torch.zeros_like(x) for name, x in self.shared.items()} for whose in ("", "own_")
+            {f"{whose}control.{name}": torch.zeros_like(x) for name, x in learned(self.shared).items()}
+            for whose in ("", "own_")
         )
         self.travelling, self.kept = self.shared | self.message, self.private | self.own
 
@@ -65,7 +69,7 @@ class ScaffoldTrainer(FedAvgTrainer):
         super().run_epochs(train_data, epochs, lr)
         steps = epochs * math.ceil(len(train_data) / self.hyper.batch_size)  # K
         with torch.no_grad():
-            for name, y in self.shared.items():
+            for name, y in learned(self.shared).items():
                 c, c_i = self.message[f"control.{name}"], self.own[f"own_control.{name}"]
                 c.copy_((x[name] - y) / (steps * lr) - c)
                 c_i.add_(c)

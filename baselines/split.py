@@ -5,7 +5,7 @@ A module declares, in an attribute ``private_parameters``, the names of those of
 everything else is shared, and averaged by the server. Nothing is decided by what a tensor happens to be called.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -62,6 +62,14 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Ten
             group = private if name in declared else shared
             group[f"{prefix}.{name}" if prefix else name] = tensor
     return shared, private
+
+
+def learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns those of ``tensors`` that gradients change: parameters, no running statistics.
+
+    An optimizer acts on these alone; running statistics are averaged, whatever the method.
+    """
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
 
 
 def keep_private(modules: Iterable[nn.Module]) -> None:
