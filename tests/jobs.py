@@ -5,8 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,3 +65,36 @@ def rows(path: Path) -> list[dict[str, str]]:
     """Returns the rows of a CSV file by column, as text: equal text is equal bits."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def family(job: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Returns the processes of a job: mpirun, its helpers and every rank."""
+    launcher = psutil.Process(job.pid)
+    return [launcher, *launcher.children(recursive=True)]
+
+
+def alive(processes: list[psutil.Process], out: Path) -> list[psutil.Process]:
+    """Returns which of ``processes`` still run, and any other that was started with ``out`` on its command line."""
+    named = [p for p in psutil.process_iter(["cmdline"]) if str(out) in (p.info["cmdline"] or ())]
+    found = []
+    for process in {*processes, *named}:
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+def wait_until(fulfilled: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not (done := fulfilled()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return done
+
+
+def wait_for_round(job: subprocess.Popen[str], table: Path, number: int) -> None:
+    """Returns as soon as round ``number`` is recorded."""
+    begun = wait_until(lambda: job.poll() is not None or (table.exists() and len(rows(table)) >= number), 120)
+    assert begun
+    assert job.poll() is None, job.communicate()

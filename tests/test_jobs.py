@@ -24,7 +24,19 @@ import yaml
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.jobs import ROOT, command, directory, rows, run, start, summary
+from tests.jobs import (
+    ROOT,
+    alive,
+    command,
+    directory,
+    family,
+    rows,
+    run,
+    start,
+    summary,
+    wait_for_round,
+    wait_until,
+)
 
 METHODS = ("pfedpara", "fedper", "pfedme", "local", "fedavg")
 PARAMETERS = {"pfedpara": 59_570, "fedper": 200_960, "pfedme": 203_530, "local": 0, "fedavg": 203_530}
@@ -302,39 +314,6 @@ def test_private_tensors_never_reach_the_wire(job: Callable[..., Job], tmp_path:
 RESUMABLE = ("--algo", "pfedpara", "pfedme", "--rounds", "12", "--epochs", "1", *PARTIAL, "--checkpoint-every", "1")
 
 
-def family(job: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Returns the processes of a job: mpirun, its helpers and every rank."""
-    launcher = psutil.Process(job.pid)
-    return [launcher, *launcher.children(recursive=True)]
-
-
-def alive(processes: list[psutil.Process], out: Path) -> list[psutil.Process]:
-    """Returns which of ``processes`` still run, and any other that was started with ``out`` on its command line."""
-    named = [p for p in psutil.process_iter(["cmdline"]) if str(out) in (p.info["cmdline"] or ())]
-    found = []
-    for process in {*processes, *named}:
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            pass
-    return found
-
-
-def wait_until(fulfilled: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not (done := fulfilled()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return done
-
-
-def wait_for_round(job: subprocess.Popen[str], table: Path, number: int) -> None:
-    """Returns as soon as round ``number`` is recorded."""
-    begun = wait_until(lambda: job.poll() is not None or (table.exists() and len(rows(table)) >= number), 120)
-    assert begun
-    assert job.poll() is None, job.communicate()
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted")
@@ -449,34 +428,6 @@ def test_a_failing_client_ends_the_job_in_one_sentence(tmp_path: Path, ranks: in
         assert fact in sentence
     assert re.search(r"\brank [0-3]\b", sentence)
     assert not list(out.rglob("summary.json"))
-
-
-def interrupt_by_keyboard(job: subprocess.Popen[str]) -> None:
-    os.killpg(job.pid, signal.SIGINT)
-
-
-def terminate(job: subprocess.Popen[str]) -> None:
-    job.terminate()
-
-
-def kill_one_rank(job: subprocess.Popen[str]) -> None:
-    ranks = [p for p in family(job) if "benchmarks/run.py" in p.cmdline() and not p.children()]
-    ranks[-1].kill()
-
-
-@pytest.mark.parametrize("end", [interrupt_by_keyboard, terminate, kill_one_rank])
-def test_no_process_outlives_its_job(tmp_path: Path, end: Callable[[subprocess.Popen[str]], None]) -> None:
-    job = start("--algo", "fedavg", "--rounds", "5000", "--epochs", "1", "--out", str(tmp_path), ranks=3)
-    wait_for_round(job, directory(tmp_path, "fedavg") / "rounds.csv", 1)
-    processes = family(job)
-    assert len(alive(processes, tmp_path)) >= 4
-    end(job)
-    began = time.monotonic()
-    job.communicate(timeout=60)
-    assert wait_until(lambda: not alive(processes, tmp_path), DOWN_WITHIN), alive(processes, tmp_path)
-    assert time.monotonic() - began < DOWN_WITHIN
-    assert job.returncode != 0
-    assert not list(tmp_path.rglob("summary.json"))
 
 
 # Network and screen

@@ -69,7 +69,8 @@ def share_imports(load: Callable[[], None]) -> None:
     meeting.bind(address)
     meeting.listen(1024)
     load()
-    guests: list[Guest] = [receive(meeting) for _ in range(int(os.environ["MPI_LOCALNRANKS"]) - 1)]
+    guests = [receive(meeting) for _ in range(int(os.environ["MPI_LOCALNRANKS"]) - 1)]
+    guests.sort(key=lambda guest: int(guest.environment["PMI_RANK"]))
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         for guest in guests:
             guest.link.send(GO_ON_ALONE)
