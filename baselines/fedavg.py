@@ -186,8 +186,9 @@ class FedAvgTrainer(ClientTrainer):
 
     def check_finite(self, lr: float) -> None:
         """Raises DivergedError where a tensor of the model is not finite."""
-        if not all(tensor.isfinite().all() for tensor in (*self.model.parameters(), *self.model.buffers())):
-            raise DivergedError(f"a weight is not finite at learning rate {lr:g}")
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):  # a tenth of isfinite()'s time
+                raise DivergedError(f"a weight is not finite at learning rate {lr:g}")
 
     @property
     def samples_per_step(self) -> int:
@@ -229,7 +230,7 @@ class FedAvgTrainer(ClientTrainer):
     def clip(self, gradients: tuple[Tensor, ...]) -> None:
         """Scales ``gradients`` in place to the norm ``clip_norm`` where they are longer, all together."""
         if self.hyper.clip_norm:
-            norm = nn.utils.get_total_norm(gradients).item()
+            norm = math.hypot(*torch._foreach_norm(gradients))
             if norm > self.hyper.clip_norm:
                 torch._foreach_mul_(gradients, self.hyper.clip_norm / norm)
 
