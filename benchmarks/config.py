@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from benchmarks.codec import UNQUANTIZED, Format
 
 # What a run does on the way, without any effect on its figures.
-CONDUCT = {"out", "data_dir", "checkpoint_every", "histograms"}
+CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "histograms"}
 
 
 class Settings(BaseModel):
@@ -50,6 +50,24 @@ class Settings(BaseModel):
     checkpoint_every: int = Field(
         10, ge=0, description="write a checkpoint each N rounds and after the last; 0: only then"
     )
+    checkpoint_minutes: float = Field(
+        0, ge=0, description="write a checkpoint too where the last is older than M minutes; 0: not"
+    )
+    state_dir: Path | None = Field(
+        None, description="keep the clients' private states in files under DIR, not in memory"
+    )
+    dropout: float = Field(
+        0, ge=0, le=1, description="probability that a participant fails in a round, after it received the model"
+    )
+    stragglers: float = Field(
+        0, ge=0, le=1, description="probability that a participant is slowed down in a round, 1 to 10 times (uniform)"
+    )
+    deadline: float = Field(
+        0,
+        ge=0,
+        description="close a round without the participants whose simulated time (samples x epochs x slowdown) is "
+        "above X times the median participant's; 0: wait for all",
+    )
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
 
@@ -59,6 +77,8 @@ class Settings(BaseModel):
             raise ValueError(
                 f"--clients-per-round must be at most --clients ({self.clients}), got {self.clients_per_round}"
             )
+        if self.stragglers and not self.deadline:
+            raise ValueError(f"--stragglers needs a --deadline above 0, got --stragglers {self.stragglers} alone")
         return self
 
     @property
@@ -77,6 +97,11 @@ class Settings(BaseModel):
     def directory(self) -> Path:
         dataset = self.dataset if ":" not in self.dataset else Path(self.dataset.partition(":")[2]).stem
         return self.out / f"{dataset}-{self.partition}" / self.label / f"seed{self.seed}"
+
+    @property
+    def state_folder(self) -> Path | None:
+        """Where this run's private states are kept while it runs, or None for memory."""
+        return self.state_dir and self.state_dir / self.directory.relative_to(self.out)
 
     def record(self) -> dict[str, Any]:
         """Returns what tells this experiment from another, as plain values for ``config.yaml``."""

@@ -5,6 +5,9 @@ Knows nothing of messages; ``runtime/server.py`` moves it on.
 
 import hashlib
 import platform
+import sys
+import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +21,11 @@ from benchmarks import checkpoint
 from benchmarks.config import Settings
 from benchmarks.ledger import Entry, totals
 from benchmarks.methods import build_trainer
-from benchmarks.record import ClientFigures, Recorder, Totals, summarize_clients
+from benchmarks.record import ClientFigures, Recorder, summarize_clients
 from data_partitions import heat_map, open_store
+
+MOVED = ("move",)
+FAULTS = (3,)  # the spawn key that sets their streams apart from training's and the codec's
 
 
 class Experiment(NamedTuple):
@@ -34,6 +40,25 @@ def sample_clients(seed: int, number: int, clients: int, per_round: int) -> list
     """Returns the participants of round ``number``, drawn without replacement, sorted."""
     stream = np.random.default_rng(np.random.SeedSequence((seed, number)))
     return sorted(stream.choice(clients, per_round, replace=False).tolist())
+
+
+def draw_faults(settings: Settings, number: int, samples: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """Returns the participants of round ``number`` that fail in it, and those that are later than its deadline.
+
+    ``samples``: of each participant. Each draws from its own stream, keyed by (seed, client, round). It fails with
+    probability ``dropout``. Its simulated time is samples × epochs × slowdown, where the slowdown is uniform in [1, 10]
+    with probability ``stragglers`` and 1 otherwise; late is who takes more than ``deadline`` times the median over all
+    participants (epochs, the same for all, cancel). No clock of a machine is read.
+    """
+    dropped, times = [], {}
+    for client, n in samples.items():
+        seeds = np.random.SeedSequence((settings.seed, client, number), spawn_key=FAULTS)
+        fails, slow, slowdown = np.random.default_rng(seeds).random(3)
+        if fails < settings.dropout:
+            dropped.append(client)
+        times[client] = n * (1 + 9 * slowdown if slow < settings.stragglers else 1)
+    limit = settings.deadline * np.median(list(times.values())) if settings.deadline else np.inf
+    return dropped, [client for client, taken in times.items() if taken > limit and client not in dropped]
 
 
 def digest(params: Params) -> str:
@@ -55,29 +80,60 @@ class Run:
         self.personalized = trainer.personalized
         self.aggregator = trainer.Aggregator(trainer.model, trainer.args)
         self.travelling = trainer.get_model_params()  # names and shapes of what travels
+        self.stateful = bool(trainer.get_private_state())
+        self.sizes = self.store.sizes("train").tolist()
         self.per_round = settings.clients_per_round
         self.round = 0
-        self.participants: list[int] = []
+        self.participants: list[int] = []  # of this round
+        self.arriving: list[int] = []  # the participants whose update will count
         self.updates: dict[int, tuple[float, Params]] = {}
         self.seen: set[int] = set()  # clients that have trained
         self.figures: dict[int, ClientFigures] = {}  # each client's, on the model it deploys now
         self.received: dict[int, float] = {}
         self.entries: list[Entry] = []
-        self.sent = dict.fromkeys(Totals.__annotations__, 0)
+        self.sent, self.moved = totals([]), totals([], MOVED)
+        self.absent = {"dropped": 0, "late": 0}
         self.seconds = {"startup": 0.0, "training": 0.0, "evaluation": 0.0}
         self.diverged: dict[str, Any] | None = None
+        self.trained: list[tuple[int, int, ClientFigures]] = []  # (round, client, figures) not yet in ``figures``
+        self.saved = time.monotonic()  # when the last checkpoint was written
         self.restored: Path | None = None
-        if experiment.resume and (found := checkpoint.newest(settings.directory)):
-            self.restored, shared, state, server = found
-            self.aggregator.set_model_params(shared)
-            self.aggregator.set_server_state(state)
-            self.round, self.sent, self.seen = server["round"], server["sent"], set(server["seen"])
-            self.figures = {int(client): ClientFigures(**figures) for client, figures in server["figures"].items()}
-            self.received = {int(client): accuracy for client, accuracy in server["received"].items()}
-            self.seconds |= server["seconds"]
+        if experiment.resume:
+            self.resume()
         self.recorder = Recorder(
             settings.directory, settings.record(), lambda: heat_map(self.store), resume_round=self.round
         )
+
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint that can be used, and says which cannot."""
+        found, refused = checkpoint.newest(self.settings.directory, self.store.sha256)
+        for sentence in refused:
+            instead = f"going on from round {found.record.round}" if found else "starting from the beginning"
+            print(f"{sentence}; {instead}", file=sys.stderr, flush=True)
+        if found:
+            record = found.record
+            self.aggregator.set_model_params(found.shared)
+            self.aggregator.set_server_state(found.server)
+            self.round, self.sent, self.moved, self.absent = record.round, record.sent, record.moved, record.absent
+            self.seen, self.figures, self.received = set(record.seen), record.figures, record.received
+            self.seconds |= record.seconds
+            self.restored = found.folder
+
+    def begin_round(self) -> None:
+        """Draws who takes part in the next round, and whose update will count."""
+        self.round += 1
+        self.participants = sample_clients(self.settings.seed, self.round, self.store.clients, self.per_round)
+        self.arriving = self.participants
+        if self.faulty:
+            samples = {client: self.sizes[client] for client in self.participants}
+            dropped, late = draw_faults(self.settings, self.round, samples)
+            self.arriving = [client for client in self.participants if client not in {*dropped, *late}]
+            self.absent["dropped"] += len(dropped)
+            self.absent["late"] += len(late)
+
+    @property
+    def faulty(self) -> bool:
+        return bool(self.settings.dropout or self.settings.deadline)
 
     def due(self, every: int) -> bool:
         """Whether what happens each ``every`` rounds (0: never) and after the last happens after this one."""
@@ -87,11 +143,22 @@ class Run:
         """Whether clients are judged after this round."""
         return self.due(self.settings.eval_every)
 
+    def judged_in_training(self) -> bool:
+        """Whether clients are judged when they train: where not all do so in each round, their model is gone later."""
+        return self.judged() or self.faulty or self.per_round < self.store.clients
+
+    def kept(self) -> bool:
+        """Whether a checkpoint is written after this round."""
+        minutes = self.settings.checkpoint_minutes
+        return self.due(self.settings.checkpoint_every) or 0 < 60 * minutes <= time.monotonic() - self.saved
+
     def aggregate(self) -> None:
-        updates = [self.updates[client] for client in self.participants]
-        self.aggregator.set_model_params(self.aggregator.aggregate(updates))
+        """Makes the new global model of the updates that arrived; without any it stays as it is."""
+        if self.arriving:
+            updates = [self.updates[client] for client in self.arriving]
+            self.aggregator.set_model_params(self.aggregator.aggregate(updates))
         self.updates = {}
-        self.seen.update(self.participants)
+        self.seen.update(self.arriving)
 
     def give_up(self, client: int, reason: str) -> None:
         """Notes that ``client`` left the finite numbers in this round, which ends the run."""
@@ -99,24 +166,28 @@ class Run:
             lr = self.settings.hyper["lr"] * self.settings.hyper["lr_decay"] ** (self.round - 1)
             self.diverged = {"client": client, "round": self.round, "lr": lr, "reason": reason}
 
-    def judge(
-        self, received: dict[int, float], fresh: dict[int, ClientFigures], trained: dict[int, ClientFigures]
-    ) -> None:
-        """Takes accuracies of the new aggregate as it came, figures of what clients would deploy on receiving it, and
-        of what they have just trained.
+    def judge(self, received: dict[int, float], fresh: dict[int, ClientFigures]) -> None:
+        """Takes accuracies of the new aggregate as it came, and figures of what clients would deploy on receiving it.
 
         A client deploys what it trained last; what it received where it never trained or the method is not personal.
         """
         self.received |= received
-        self.figures |= {c: figures for c, figures in fresh.items() if not self.personalized or c not in self.seen}
-        self.figures |= trained
+        self.figures |= fresh
+
+    def untrained(self) -> list[int]:
+        """Returns the clients whose deployed model follows from what they receive, not from what they trained."""
+        return [c for c in range(self.store.clients) if not self.personalized or c not in self.seen]
 
     def book(self) -> None:
-        """Enters what was sent since the last call into the totals and the run's ledger."""
-        for key, value in totals(self.entries).items():
-            self.sent[key] += value
+        """Enters what was sent and found out since the last call into totals, ledger and figures."""
+        for sums, ways in ((self.sent, ("up", "down")), (self.moved, MOVED)):
+            for key, value in totals(self.entries, ways).items():
+                sums[key] += value
         self.recorder.ledger(sorted(self.entries))
         self.entries = []
+        # A client that went from one worker to another has figures on both; those of its last round hold.
+        self.figures |= {client: figures for _, client, figures in sorted(self.trained, key=lambda each: each[0])}
+        self.trained = []
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the global model's matrices and kernels, composed where they are factored."""
@@ -130,19 +201,23 @@ class Run:
 
     def keep(self, folder: Path) -> None:
         """Completes the checkpoint in ``folder`` with the server's part."""
-        server = {
+        record = {
             "round": self.round,
-            "sent": self.sent,
+            "partition_sha256": self.store.sha256,
+            **{"sent": self.sent, "moved": self.moved, "absent": self.absent},
             "seen": sorted(self.seen),
-            "figures": {client: vars(figures) for client, figures in self.figures.items()},
+            "figures": self.figures,
             "received": self.received,
             "seconds": {key: value for key, value in self.seconds.items() if key != "startup"},
         }
-        checkpoint.commit(folder, self.aggregator.get_model_params(), self.aggregator.get_server_state(), server)
+        self.recorder.sync()
+        checkpoint.commit(folder, self.aggregator.get_model_params(), self.aggregator.get_server_state(), record)
+        self.saved = time.monotonic()
 
     def finish(self, total_seconds: float) -> None:
         """Writes the run's summary."""
-        s, uploads = self.settings, max(self.round * self.per_round, 1)
+        s, downloads = self.settings, self.round * self.per_round
+        messages = {"up": max(downloads - sum(self.absent.values()), 1), "down": max(downloads, 1)}
         results: dict[str, Any] = {"accuracy": None, "validation_accuracy": None, "accuracy_received_mean": None}
         if self.diverged:
             results["diverged"] = self.diverged
@@ -165,9 +240,11 @@ class Run:
                 "clients": self.store.clients,
                 **results,
                 "parameters_per_client_round": {
-                    way: self.sent[f"parameters_{way}"] // uploads for way in ("up", "down")
+                    way: self.sent[f"parameters_{way}"] // count for way, count in messages.items()
                 },
                 "transmitted": self.sent,
+                "moved": {unit: self.moved[f"{unit}_move"] for unit in ("parameters", "bytes")},
+                "absent": self.absent,
                 "seconds": self.seconds | {"total": total_seconds},
                 "shared_sha256": digest(self.aggregator.get_model_params()),
                 "partition_sha256": self.store.sha256,

@@ -2,7 +2,8 @@
 
 A transport writes an entry where it hands a message that carries tensors to MPI. Messages without tensors are the
 harness talking to itself (start a round, report figures) and do not count; neither does the copy of the new aggregate
-that is sent for evaluation only, which no deployment would send.
+that is sent for evaluation only, which no deployment would send. A client's private state that goes from one rank to
+another, because that rank simulates the client next, is kept apart as "move": it depends on the number of ranks.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import NamedTuple
 class Entry(NamedTuple):
     round: int
     client: int
-    direction: str  # "up" or "down"
+    direction: str  # "up" or "down"; "move" between ranks of the simulation
     parameters: int
     bytes: int  # header included
 
@@ -27,10 +28,11 @@ class Ledger:
         return taken
 
 
-def totals(entries: Iterable[Entry]) -> dict[str, int]:
-    """Returns the sums ``parameters_up``, ``parameters_down``, ``bytes_up`` and ``bytes_down``."""
-    sums = dict.fromkeys(("parameters_up", "parameters_down", "bytes_up", "bytes_down"), 0)
+def totals(entries: Iterable[Entry], ways: tuple[str, ...] = ("up", "down")) -> dict[str, int]:
+    """Returns the sums ``parameters_…`` and ``bytes_…`` of the entries in each of these directions."""
+    sums = {f"{unit}_{way}": 0 for unit in ("parameters", "bytes") for way in ways}
     for entry in entries:
-        sums[f"parameters_{entry.direction}"] += entry.parameters
-        sums[f"bytes_{entry.direction}"] += entry.bytes
+        if entry.direction in ways:
+            sums[f"parameters_{entry.direction}"] += entry.parameters
+            sums[f"bytes_{entry.direction}"] += entry.bytes
     return sums

@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     option("out", metavar="DIR")
     option("eval_every", metavar="N")
     option("checkpoint_every", metavar="N")
+    option("checkpoint_minutes", metavar="M")
+    option("state_dir", metavar="DIR")
+    option("dropout", metavar="P")
+    option("stragglers", metavar="P")
+    option("deadline", metavar="X")
     option("histograms", action="store_true")
     for name in HYPER_OPTIONS:
         meaning = next(m.Hyper.model_fields[name].description for m in METHODS.values() if name in m.Hyper.model_fields)

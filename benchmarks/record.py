@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from benchmarks import files
 from benchmarks.ledger import Entry
 
 if TYPE_CHECKING:
@@ -33,18 +33,20 @@ class ClientFigures:
 
 @dataclass(frozen=True)
 class Totals:
-    """What all clients together have sent (up) and received (down) since the run began."""
+    """What all clients have sent (up) and received (down) since the run began, and how often one was absent."""
 
     parameters_up: int
     parameters_down: int
     bytes_up: int
     bytes_down: int
+    dropped: int = 0  # participants that failed in a round
+    late: int = 0  # participants that the deadline shut out
 
 
 ROUND_COLUMNS = (
     *("round", "accuracy_mean", "accuracy_std", "accuracy_worst_decile", "loss_mean"),
     *("parameters_up", "parameters_down", "bytes_up", "bytes_down", "seconds"),
-    *("accuracy_received_mean", "validation_accuracy_mean"),
+    *("accuracy_received_mean", "validation_accuracy_mean", "dropped", "late"),
 )
 CLIENT_COLUMNS = ("round", "client", "accuracy", "loss", "samples")
 
@@ -97,7 +99,9 @@ class Recorder:
         directory.mkdir(parents=True, exist_ok=True)
         self.config, self.directory = config, directory
         (directory / "summary.json").unlink(missing_ok=True)  # it vouches for a run that has ended
-        _replace(directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        files.write(
+            directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
+        )
         _truncate(directory / "rounds.csv", ROUND_COLUMNS, resume_round)
         _truncate(directory / "clients.csv", CLIENT_COLUMNS, resume_round)
         _truncate(directory / "ledger.csv", Entry._fields, resume_round)
@@ -174,7 +178,7 @@ class Recorder:
         from torch.utils.tensorboard.summary import hparams
 
         text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
-        _replace(self.directory / "summary.json", text + "\n")
+        files.write(self.directory / "summary.json", f"{text}\n".encode())
         outcome = "diverged" if "diverged" in summary else "finished"
         values = {**self.config, **self.config.get("hyper", {}), "label": summary.get("label"), "outcome": outcome}
         values = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
@@ -184,6 +188,11 @@ class Recorder:
         self.board._get_file_writer().add_summary(start)
         self.board._get_file_writer().add_summary(end)
         self.board.flush()
+
+    def sync(self) -> None:
+        """Brings the tables to the disk, so that a checkpoint never knows more rounds than they do."""
+        for name in ("rounds", "clients", "ledger"):
+            files.sync(self.directory / f"{name}.csv")
 
     def close(self) -> None:
         self.board.close()
@@ -198,30 +207,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(path: Path, text: str) -> None:
-    """Puts ``text`` in the place of ``path`` in one step, so that nobody ever reads half of it."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _append(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Adds ``rows`` in a single write, so that a killed run leaves whole rows only. Floats keep every bit (repr)."""
+    """Adds ``rows``. Floats keep every bit (repr)."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    content = text.getvalue().encode()
-    with path.open("ab", buffering=len(content) + 1) as file:
-        file.write(content)
+    files.append(path, text.getvalue().encode())
 
 
 def _truncate(path: Path, columns: Iterable[str], last: int) -> None:
     """Leaves in ``path`` the header and the whole rows of rounds up to ``last``."""
     lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= last]
-    _replace(path, ",".join(columns) + "\n" + "".join(kept))
+    files.write(path, (",".join(columns) + "\n" + "".join(kept)).encode())
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -73,13 +73,21 @@ def tensors(run_directory: Path) -> dict[str, str]:
 
 
 def findings(run_directory: Path) -> dict[str, Any]:
-    """Returns all that a run found out, which is all it left but for the time it took."""
+    """Returns all that a run found out: all it left but for the time it took and what went from rank to rank."""
     found = json.loads((run_directory / "summary.json").read_text())
     rounds = rows(run_directory / "rounds.csv")
     for timed in (found, *rounds):
         del timed["seconds"]
-    tables = {name: rows(run_directory / f"{name}.csv") for name in ("clients", "ledger")}
-    return {"summary": found, "rounds": rounds, **tables, "tensors": tensors(run_directory)}
+    moved = found.pop("moved")
+    ledger = rows(run_directory / "ledger.csv")
+    moves = [entry for entry in ledger if entry["direction"] == "move"]
+    assert moved == {unit: sum(int(entry[unit]) for entry in moves) for unit in ("parameters", "bytes")}
+    federated = [entry for entry in ledger if entry["direction"] != "move"]
+    clients = rows(run_directory / "clients.csv")
+    return {
+        **{"summary": found, "rounds": rounds, "clients": clients, "ledger": federated},
+        "tensors": tensors(run_directory),
+    }
 
 
 def same_findings(one: Path, other: Path) -> None:
@@ -114,6 +122,36 @@ def test_evaluating_each_round_or_never_gives_the_same_bits(job: Callable[..., J
         assert [row["round"] for row in rows(directory(never.out, algo) / "rounds.csv")] == [str(ROUNDS)]
 
 
+FAULTS = ("--dropout", "0.2", "--stragglers", "0.3", "--deadline", "1.5")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (3, (*FAULTS, "--state-dir")),
+        *(pytest.param(3, options, marks=pytest.mark.slow) for options in ((), FAULTS, ("--state-dir",))),
+        pytest.param(5, (*FAULTS, "--state-dir"), marks=pytest.mark.slow),
+    ],
+)
+def test_moving_states_and_faults_change_no_bit(
+    job: Callable[..., Job], tmp_path: Path, ranks: int, options: tuple[str, ...]
+) -> None:
+    """Clients' states in files or in memory, moved between ranks or not."""
+    in_files = "--state-dir" in options
+    faults = tuple(option for option in options if option != "--state-dir")
+    longer = ("--algo", "pfedpara", "pfedme", "local", "--rounds", "5", "--epochs", "1", *PARTIAL, *faults)
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    state_dir = ("--state-dir", str(tmp_path / "states")) * in_files
+    for out, n, own in ((alone, 1, ()), (spread, ranks, state_dir)):
+        done = run(*longer, *own, "--out", str(out), ranks=n)
+        assert (done.returncode, done.stderr) == (0, "")
+    for algo in ("pfedpara", "pfedme", "local"):
+        same_findings(directory(spread, algo), directory(alone, algo))
+        assert summary(spread, algo)["moved"]["parameters"] > 0
+        assert summary(alone, algo)["moved"] == {"parameters": 0, "bytes": 0}
+    assert not list(tmp_path.glob("states/**/*.safetensors"))  # what is left is in the checkpoints
+
+
 @pytest.mark.parametrize("other", [("--seed", "1"), ("--partition", "iid"), ("--lr", "0.02")])
 @pytest.mark.slow
 def test_another_experiment_gives_other_bits(job: Callable[..., Job], tmp_path: Path, other: tuple[str, str]) -> None:
@@ -139,7 +177,7 @@ def test_summary_says_what_ran_and_what_came_out(job: Callable[..., Job], algo: 
     assert s.keys() == {
         *("algo", "label", "parameterization", "dataset", "partition", "model", "seed", "rounds", "clients"),
         *("accuracy", "validation_accuracy", "accuracy_received_mean", "parameters_per_client_round", "transmitted"),
-        *("seconds", "shared_sha256", "partition_sha256", "versions"),
+        *("seconds", "shared_sha256", "partition_sha256", "versions", "moved", "absent"),
     }
     experiment = (s["algo"], s["dataset"], s["partition"], s["model"], s["seed"], s["rounds"], s["clients"])
     assert experiment == (algo, "mnist5k", "dirichlet:0.5", "mlp", 0, ROUNDS, 10)
@@ -340,22 +378,24 @@ def test_an_unfinished_run_has_no_summary(killed: Path) -> None:
     assert not list(killed.rglob("summary.json"))
 
 
-def resume(out: Path, uninterrupted: Path) -> None:
+def resume(out: Path, uninterrupted: Path) -> str:
+    """Goes on with a run and compares it with the one that nothing stopped. Returns what it said on standard error."""
     done = run(*RESUMABLE, "--resume", "--out", str(out), ranks=2)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     for algo in ("pfedpara", "pfedme"):
         same_findings(directory(out, algo), directory(uninterrupted, algo))
+    return done.stderr
 
 
 def test_a_killed_run_resumes_to_the_same_bits(killed: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    resume(shutil.copytree(killed, tmp_path / "out"), uninterrupted)
+    assert resume(shutil.copytree(killed, tmp_path / "out"), uninterrupted) == ""
 
 
 def test_a_run_killed_before_its_summary_gets_it(uninterrupted: Path, tmp_path: Path) -> None:
     out = shutil.copytree(uninterrupted, tmp_path / "out")
     for found in list(out.rglob("summary.json")):
         found.unlink()
-    resume(out, uninterrupted)
+    assert resume(out, uninterrupted) == ""
 
 
 @pytest.mark.parametrize(
@@ -366,8 +406,11 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     out = shutil.copytree(killed, tmp_path / "out")
     victim = next(max((directory(out, "pfedpara") / "checkpoint").glob("round-??????")).glob(torn))
+    before = sorted(victim.parent.parent.glob("round-??????"))[-2]
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-    resume(out, uninterrupted)
+    (sentence,) = resume(out, uninterrupted).splitlines()
+    for fact in (str(victim.parent), victim.name, f"from round {int(before.name[6:])}"):
+        assert fact in sentence
 
 
 def test_resuming_what_is_finished_does_nothing_and_says_so(job: Callable[..., Job]) -> None:

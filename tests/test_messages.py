@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.ledger import Entry, Ledger, totals
-from benchmarks.runtime.messages import HEADER_MULTIPLE, TENSORS, Kind, decode, encode, flatten, unflatten
+from benchmarks.runtime.messages import (
+    FIELDS,
+    HEADER_MULTIPLE,
+    TENSORS,
+    Kind,
+    MessageError,
+    check,
+    decode,
+    encode,
+    flatten,
+    unflatten,
+)
 
 
 def message(n: int, **params: object) -> Message:
@@ -38,10 +49,67 @@ def test_header_does_not_depend_on_the_numbers_in_it() -> None:
     assert few == many
 
 
-@pytest.mark.parametrize("garbage", [b"", b"pFP1", b"\x80\x04pickle" * 20, b"pFP1" + b"\xff" * 60])
+def packed(text: bytes) -> bytes:
+    return b"pFP1" + len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *(b"", b"pFP1", b"\x80\x04pickle" * 20, b"pFP1" + b"\xff" * 60),
+        *map(packed, (b"{", b"[]", b"{}", b"7", b"\xff\xff", b"[" * 100_000, b'{"a":' * 100_000)),
+    ],
+)
 def test_garbage_is_refused(garbage: bytes) -> None:
     with pytest.raises(ValueError, match="message"):
         decode(np.frombuffer(garbage, np.uint8))
+
+
+@given(st.binary(max_size=300), st.integers(0, 2**64 - 1))
+def test_what_is_not_a_message_is_refused_and_nothing_else_happens(noise: bytes, length: int) -> None:
+    for content in (noise, packed(noise), b"pFP1" + length.to_bytes(8, "little") + noise):
+        with pytest.raises(ValueError, match="message"):
+            decode(np.frombuffer(content, np.uint8))
+
+
+UPDATE = {"client": 3, "round": 2, "samples": 5}
+
+
+def sent_by(sender: object, kind: object, **params: object) -> Message:
+    made = Message(kind, sender, 0)
+    for key, value in params.items():
+        made.add_params(key, value)
+    return made
+
+
+def test_every_kind_says_what_it_must_hold() -> None:
+    assert FIELDS.keys() == set(Kind)
+    check(sent_by(2, int(Kind.UPDATE), **UPDATE), workers=2)
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        (sent_by(2, 99, **UPDATE), "type 99, but there is no such type"),
+        (sent_by(2, "4", **UPDATE), "no such type"),
+        (sent_by(3, int(Kind.UPDATE), **UPDATE), "worker 3 sent UPDATE, but that is not its part"),
+        (sent_by(0, int(Kind.UPDATE), **UPDATE), "server sent UPDATE, but that is not its part"),
+        (sent_by(1, int(Kind.FINISH)), "worker 1 sent FINISH, but that is not its part"),
+        (sent_by(True, int(Kind.UPDATE), **UPDATE), "not its part"),
+        (
+            sent_by(2, int(Kind.UPDATE), client=3, round=2),
+            "worker 2 sent UPDATE, but its samples is None",
+        ),
+        (sent_by(2, int(Kind.UPDATE), **UPDATE | {"round": 2.0}), "its round is 2.0 instead of int"),
+        (sent_by(2, int(Kind.UPDATE), **UPDATE | {"client": True}), "its client is True instead of int"),
+        (sent_by(2, int(Kind.UPDATE), **UPDATE, **{TENSORS: torch.tensor([1, torch.nan])}), "is not finite"),
+        (sent_by(2, int(Kind.UPDATE), **UPDATE, **{TENSORS: torch.tensor([-torch.inf])}), "is not finite"),
+    ],
+)
+def test_a_wrong_message_names_its_sender(message: Message, wrong: str) -> None:
+    with pytest.raises(MessageError) as refused:
+        check(message, workers=2)
+    assert wrong in str(refused.value)
 
 
 def test_flatten_keeps_order_and_unflatten_restores_shapes() -> None:

@@ -80,8 +80,8 @@ def test_rows_of_a_round(tmp_path):
     ).read_text() == "round,client,accuracy,loss,samples\n1,0,0.1,1.0,20\n1,1,0.05,1.0,20\n"
     assert (tmp_path / "rounds.csv").read_text() == (
         "round,accuracy_mean,accuracy_std,accuracy_worst_decile,loss_mean,parameters_up,parameters_down,"
-        "bytes_up,bytes_down,seconds,accuracy_received_mean,validation_accuracy_mean\n"
-        "1,0.07500000000000001,0.025,0.05,1.0,100,100,400,400,1.5,0.025,0.02\n"
+        "bytes_up,bytes_down,seconds,accuracy_received_mean,validation_accuracy_mean,dropped,late\n"
+        "1,0.07500000000000001,0.025,0.05,1.0,100,100,400,400,1.5,0.025,0.02,0,0\n"
     )
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
@@ -134,7 +134,7 @@ def test_a_killed_run_leaves_whole_rows(tmp_path):
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    for name, columns in (("rounds.csv", 12), ("clients.csv", 5)):
+    for name, columns in (("rounds.csv", 14), ("clients.csv", 5)):
         text = (tmp_path / name).read_text()
         assert text.endswith("\n")
         assert {line.count(",") for line in text.splitlines()} == {columns - 1}

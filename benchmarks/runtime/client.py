@@ -1,5 +1,12 @@
-"""A worker: the rank that trains its share of the clients, one after another, and keeps what is private to each."""
+"""A worker: the rank that trains its share of the clients, one after another, and keeps what is private to each.
 
+A client's private state lies with the worker that trained it last, in memory or in a file, and moves when another
+worker trains it next.
+"""
+
+import shutil
+from collections.abc import Iterator, MutableMapping
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,16 +14,19 @@ from typing import Any
 import torch
 from fedml.core import FedMLCommManager
 from fedml.core.distributed.communication.message import Message
+from safetensors.torch import load, save
 from torch.utils.data import TensorDataset
 
 from baselines.fedavg import DivergedError, FedAvgTrainer, Params, evaluate
-from benchmarks import checkpoint, codec
+from benchmarks import checkpoint, codec, files
 from benchmarks.experiment import Experiment
 from benchmarks.methods import build_trainer
 from benchmarks.record import ClientFigures
-from benchmarks.runtime.messages import TENSORS, Kind, flatten, unflatten
+from benchmarks.runtime.messages import TENSORS, Kind, MessageError, check, flatten, unflatten
 from benchmarks.runtime.transport import MpiTransport
 from data_partitions import Store, open_store
+
+CACHED = 96  # clients' splits whose samples a worker keeps at hand; the store is mapped, so others are soon read
 
 
 class Node(FedMLCommManager):
@@ -31,6 +41,9 @@ class Node(FedMLCommManager):
 
     def receive_message(self, msg_type: int, msg_params: Message) -> None:
         """Calls the handler as it is: FedML's way turns a KeyError in it into a complaint about the message's type."""
+        check(msg_params, self.size - 1)
+        if msg_type not in self.message_handler_dict:
+            raise MessageError(msg_params, "it is not for this node")
         self.message_handler_dict[msg_type](msg_params)
 
     def send(self, kind: Kind, receiver: int, tensors: torch.Tensor | None = None, **params: Any) -> None:
@@ -42,6 +55,37 @@ class Node(FedMLCommManager):
         self.send_message(message)
 
 
+class StateFolder(MutableMapping[int, Params]):
+    """Private states by client, a file each, so that memory holds only the one in use."""
+
+    def __init__(self, folder: Path) -> None:
+        """Empties ``folder``: a run that is resumed takes the states from its checkpoint."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with files.naming(folder):
+            folder.mkdir(parents=True)
+        self.folder, self.clients = folder, set[int]()
+
+    def __setitem__(self, client: int, state: Params) -> None:
+        with files.naming(self.folder):
+            (self.folder / f"{client}.safetensors").write_bytes(save(state))
+        self.clients.add(client)
+
+    def __getitem__(self, client: int) -> Params:
+        if client not in self.clients:
+            raise KeyError(client)
+        return load((self.folder / f"{client}.safetensors").read_bytes())
+
+    def __delitem__(self, client: int) -> None:
+        self.clients.remove(client)
+        (self.folder / f"{client}.safetensors").unlink()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.clients)
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+
 class Worker(Node):
     """Trains and judges the clients that the server assigned to it."""
 
@@ -51,38 +95,45 @@ class Worker(Node):
     def __init__(self, transport: MpiTransport, node: int, experiments: list[Experiment]) -> None:
         super().__init__(transport, node)
         self.experiments = experiments
+        self.states: MutableMapping[int, Params] = {}
         self.busy = ""  # what to name if this rank fails
 
     def register_message_receive_handlers(self) -> None:
         self.register_message_receive_handler(Kind.SETUP, self.set_up)
         self.register_message_receive_handler(Kind.TRAIN, self.train)
         self.register_message_receive_handler(Kind.EVALUATE, self.evaluate)
-        self.register_message_receive_handler(Kind.FINISH, lambda message: self.com_manager.stop_receive_message())
+        self.register_message_receive_handler(Kind.MOVE, self.move)
+        self.register_message_receive_handler(Kind.STATE, self.on_state)
+        self.register_message_receive_handler(Kind.FINISH, self.finish_all)
 
     def set_up(self, message: Message) -> None:
         """Opens the experiment's partition, builds the model, and takes the clients' states from a checkpoint."""
+        self.states.clear()  # of the experiment before
         experiment = self.experiments[message.get("experiment")]
         self.store = open_store(experiment.store, message.get("partition_sha256"))
-        self.clients: list[int] = message.get("clients")
         self.settings = experiment.settings
         self.trainer = build_trainer(self.settings, self.store)
         self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
         self.fresh_state = self.trainer.get_private_state()
-        self.states: dict[int, Params] = {}
-        if folder := message.get("checkpoint"):
-            for client in self.clients:
-                if (state := checkpoint.load_client(Path(folder), client)) is not None:
+        folder = experiment.settings.state_folder
+        self.states = StateFolder(folder / f"worker{self.rank}") if folder else {}
+        if restored := message.get("checkpoint"):
+            for client in message.get("clients"):
+                if (state := checkpoint.load_client(Path(restored), client, self.fresh_state)) is not None:
                     self.states[client] = state
-        self.data: dict[tuple[int, str], TensorDataset] = {}
-        self.trained: dict[int, ClientFigures] = {}  # figures of models trained since the server last asked
+        self.samples = lru_cache(CACHED)(self.load)
+        self.early: dict[int, Message] = {}  # clients to train as soon as their state comes
+        self.trained: dict[int, tuple[int, ClientFigures]] = {}  # since the server last asked: round, figures
         self.diverged: list[tuple[int, str]] = []  # clients whose model could not be judged, and why
         self.send(Kind.READY, 0)
 
-    def samples(self, client: int, split: str) -> TensorDataset:
-        if (client, split) not in self.data:
-            x, y = self.store.samples(client, split)
-            self.data[client, split] = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
-        return self.data[client, split]
+    def finish_all(self, message: Message) -> None:
+        self.states.clear()
+        self.com_manager.stop_receive_message()
+
+    def load(self, client: int, split: str) -> TensorDataset:
+        x, y = self.store.samples(client, split)
+        return TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
 
     def take_up(self, client: int, tensors: torch.Tensor | None) -> None:
         """Makes the trainer that client's: its data and private tensors, then the shared ones that came."""
@@ -95,6 +146,11 @@ class Worker(Node):
     def train(self, message: Message) -> None:
         client, number = message.get("client"), message.get("round")
         self.busy = f"client {client}, round {number}"
+        if not message.get("arrives"):
+            return  # the client fails or comes too late: it received the model, and keeps the state that it had
+        if message.get("moves") and client not in self.states:
+            self.early[client] = message
+            return
         trainer, args = self.trainer, self.trainer.args
         args.round_idx = number - 1
         received = codec.unpack(message.get(TENSORS), None, self.travelling, self.settings.quantize_down)
@@ -102,28 +158,49 @@ class Worker(Node):
         data = trainer.local_train_dataset
         try:
             trainer.train(data, torch.device("cpu"), args)
+            shared = flatten(trainer.get_model_params())
+            if not shared.isfinite().all():
+                raise DivergedError("a parameter that it would send is not finite")
         except DivergedError as error:
             self.send(Kind.DIVERGED, 0, client=client, round=number, reason=str(error))
             self.busy = ""
             return
-        self.states[client] = trainer.get_private_state()
-        shared = flatten(trainer.get_model_params())
+        if state := trainer.get_private_state():
+            self.states[client] = state
         stream = codec.random_stream(1, self.settings.seed, client, number)
         packed = codec.pack(shared, received, self.travelling, self.settings.quantize, stream)
         self.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
-        if trainer.personalized and message.get("judge"):
-            self.judge(client, self.trained)
+        if trainer.personalized and message.get("judge") and (figures := self.judge(client)):
+            self.trained[client] = number, figures
         self.busy = ""
 
-    def judge(self, client: int, figures: dict[int, ClientFigures]) -> None:
-        """Enters into ``figures`` those of the model that the client would deploy now."""
+    def move(self, message: Message) -> None:
+        """Hands a client's private state over to the worker that trains it next."""
+        client, number = message.get("client"), message.get("round")
+        state = self.states.pop(client)
+        packed = torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
+        count = sum(tensor.numel() for tensor in state.values())
+        self.send(Kind.STATE, message.get("worker"), packed, client=client, round=number, parameters=count)
+
+    def on_state(self, message: Message) -> None:
+        client, packed = message.get("client"), message.get(TENSORS)
+        try:
+            content = b"" if packed is None else packed.numpy().tobytes()
+            self.states[client] = checkpoint.read_state(content, self.fresh_state)
+        except checkpoint.RefusedError as error:
+            raise MessageError(message, f"for client {client}: {error}") from None
+        if client in self.early:
+            self.train(self.early.pop(client))
+
+    def judge(self, client: int) -> ClientFigures | None:
+        """Returns the figures of the model that the client would deploy now, or None where it diverged."""
         try:
             with self.trainer.deployed() as model:
                 test, validation = (evaluate(model, self.samples(client, split)) for split in ("test", "validation"))
         except DivergedError as error:
             self.diverged.append((client, str(error)))
-            return
-        figures[client] = ClientFigures(
+            return None
+        return ClientFigures(
             accuracy=test["test_correct"] / test["test_total"],
             loss=test["test_loss"] / test["test_total"],
             samples=int(test["test_total"]),
@@ -135,20 +212,22 @@ class Worker(Node):
         received: dict[int, float] = {}
         fresh: dict[int, ClientFigures] = {}
         self.trainer.args.round_idx = message.get("round")
-        for client in self.clients if message.get("judge") else ():
+        untrained = set(message.get("untrained"))
+        for client in message.get("clients"):
             self.busy = f"client {client}, evaluation after round {message.get('round')}"
             self.take_up(client, message.get(TENSORS))
             plain = evaluate(self.trainer.model, self.samples(client, "test"))
             received[client] = plain["test_correct"] / plain["test_total"]
-            self.judge(client, fresh)
+            if client in untrained and (figures := self.judge(client)):
+                fresh[client] = figures
         if folder := message.get("checkpoint"):
             for client, state in self.states.items():
-                if state:
-                    checkpoint.save_client(Path(folder), client, state)
+                checkpoint.save_client(Path(folder), client, state)
         self.send(
             Kind.RESULTS,
             0,
-            trained={client: vars(figures) for client, figures in self.trained.items()},
+            round=message.get("round"),
+            trained=[(number, client, vars(figures)) for client, (number, figures) in self.trained.items()],
             received=received,
             fresh={client: vars(figures) for client, figures in fresh.items()},
             diverged=self.diverged,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS
 PARAMETERS = "parameters"
+ADDRESS = {Message.MSG_ARG_KEY_TYPE, Message.MSG_ARG_KEY_SENDER, Message.MSG_ARG_KEY_RECEIVER}
 HEADER_MULTIPLE = 256  # bytes
 _PREFIX = struct.Struct("<4sQ")
 _MAGIC = b"pFP1"
@@ -38,9 +39,50 @@ class Kind(IntEnum):
     EVALUATE = 6  # S: judge your clients on the new aggregate; write their checkpoint
     RESULTS = 7  # W: the figures
     FINISH = 8  # S: leave
+    MOVE = 9  # S: hand a client's private state over to the worker that trains it next
+    STATE = 10  # W: that state, from worker to worker
 
 
-DIRECTION = {Kind.TRAIN: "down", Kind.UPDATE: "up"}
+FIELDS: dict[Kind, dict[str, type]] = {
+    Kind.SETUP: {"experiment": int, "partition_sha256": str, "clients": list},
+    Kind.READY: {},
+    Kind.TRAIN: {"client": int, "round": int, "arrives": bool, "moves": bool, "judge": bool},
+    Kind.UPDATE: {"client": int, "round": int, "samples": int},
+    Kind.DIVERGED: {"client": int, "round": int, "reason": str},
+    Kind.EVALUATE: {"round": int, "clients": list, "untrained": list},
+    Kind.RESULTS: {"round": int, "trained": list, "received": dict, "fresh": dict, "diverged": list, "ledger": list},
+    Kind.FINISH: {},
+    Kind.MOVE: {"client": int, "round": int, "worker": int},
+    Kind.STATE: {"client": int, "round": int},
+}
+"""What a message of each kind must hold, beside tensors; JSON's own types."""
+
+FROM_SERVER = {Kind.SETUP, Kind.TRAIN, Kind.EVALUATE, Kind.FINISH, Kind.MOVE}
+
+DIRECTION = {Kind.TRAIN: "down", Kind.UPDATE: "up", Kind.STATE: "move"}
+
+
+class MessageError(ValueError):
+    """A message that its receiver cannot have asked for; the text names the sender."""
+
+    def __init__(self, message: Message, wrong: str) -> None:
+        sender, kind = message.get_sender_id(), message.get_type()
+        name = Kind(kind).name if kind in FIELDS else f"a message of type {kind!r:.20}"
+        super().__init__(f"{'server' if sender == 0 else f'worker {sender!r:.20}'} sent {name}, but {wrong}")
+
+
+def check(message: Message, workers: int) -> None:
+    """Raises MessageError unless the message is of a known kind, from a node that sends such, and complete."""
+    kind, sender = message.get_type(), message.get_sender_id()
+    if kind not in FIELDS:
+        raise MessageError(message, "there is no such type")
+    if type(sender) is not int or not 0 <= sender <= workers or (sender == 0) != (kind in FROM_SERVER):
+        raise MessageError(message, "that is not its part")
+    for name, kind_of in FIELDS[kind].items():
+        if type(value := message.get(name)) is not kind_of:
+            raise MessageError(message, f"its {name} is {value!r:.40} instead of {kind_of.__name__}")
+    if (tensors := message.get(TENSORS)) is not None and not tensors.isfinite().all():
+        raise MessageError(message, "a parameter in it is not finite")
 
 
 def encode(message: Message) -> np.ndarray:
@@ -62,12 +104,22 @@ def decode(buffer: np.ndarray) -> Message:
     magic, length = _PREFIX.unpack(prefix) if rest > 0 else (prefix, 0)
     if magic != _MAGIC or not 0 < length <= rest:
         raise ValueError(f"{len(buffer)} bytes that begin with {magic!r} are not a message of this version")
-    params: dict[str, Any] = json.loads(buffer[_PREFIX.size : _PREFIX.size + length].tobytes())
+    try:
+        params: dict[str, Any] = json.loads(buffer[_PREFIX.size : _PREFIX.size + length].tobytes())
+        addressed = {
+            Message.MSG_ARG_KEY_TYPE,
+            Message.MSG_ARG_KEY_SENDER,
+            Message.MSG_ARG_KEY_RECEIVER,
+        } <= params.keys()
+    except (ValueError, RecursionError, AttributeError):
+        addressed = False
+    header = -(-(_PREFIX.size + length) // HEADER_MULTIPLE) * HEADER_MULTIPLE
+    kind = np.dtype(np.uint8 if addressed and PARAMETERS in params else np.float32)
+    if not addressed or (len(buffer) > header and (len(buffer) - header) % kind.itemsize):
+        raise ValueError(f"{len(buffer)} bytes are not a whole message of this version")
     message = Message()
     message.init_from_json_object(params)
-    header = -(-(_PREFIX.size + length) // HEADER_MULTIPLE) * HEADER_MULTIPLE
     if len(buffer) > header:
-        kind = np.uint8 if PARAMETERS in params else np.float32
         message.add_params(TENSORS, torch.from_numpy(buffer[header:].view(kind)))
     return message
 
