@@ -68,6 +68,83 @@ def test_gradients(method: Method, shape: tuple[int, ...], tanh: bool) -> None:
     assert torch.autograd.gradcheck(layer, factors)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    *[st.integers(1, 40)] * 2,
+    st.integers(1, 6),
+    st.sampled_from([(), (2, 3)]),
+    st.sampled_from(["fedpara", "pfedpara"]),
+)
+def test_composing_equals_the_plain_expression_with_equal_gradients(
+    m: int, n: int, r: int, kernel: tuple[int, ...], method: Method
+) -> None:
+    layer = composition(method, (m, n, *kernel), r)
+    factors = [draw(*shape).requires_grad_() for shape in layer.factor_shapes]
+    W1, W2 = (inner_product(*product) for product in layer.products(factors))
+    expected = W1 * (W2 + 1 if method == "pfedpara" else W2)
+    torch.testing.assert_close(layer(*factors), expected)
+    seed = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(layer(*factors), factors, seed), torch.autograd.grad(expected, factors, seed)
+    )
+
+
+@pytest.mark.parametrize("method", ["fedpara", "pfedpara"])
+@pytest.mark.parametrize("shape", [(256, 784), (600, 1100), (96, 64, 3, 3)])  # the second in several panels
+def test_gradients_equal_the_plain_expression_in_float32(shape: tuple[int, ...], method: Method) -> None:
+    torch.manual_seed(0)
+    layer = composition(method, shape, 20)
+    factors = [torch.randn(s).requires_grad_() for s in layer.factor_shapes]
+    exact = [factor.detach().double().requires_grad_() for factor in factors]
+    W1, W2 = (inner_product(*product) for product in layer.products(exact))
+    expected, seed = W1 * (W2 + 1 if method == "pfedpara" else W2), torch.randn(shape)
+    ours = torch.autograd.grad(layer(*factors), factors, seed)
+    for a, b in zip(ours, torch.autograd.grad(expected, exact, seed.double()), strict=True):
+        assert ((a - b).norm() / b.norm()).item() < 1e-6
+
+
+def test_zeros_in_the_second_product_do_not_reach_the_gradient() -> None:
+    layer = composition("fedpara", (5, 4), 2)
+    factors = [draw(*shape) for shape in layer.factor_shapes]
+    factors[2][1] = 0  # a row of W2
+    inputs = [factor.requires_grad_() for factor in factors]
+    ours = torch.autograd.grad(layer(*inputs).sum(), inputs)
+    X1, Y1, X2, Y2 = inputs
+    torch.testing.assert_close(ours, torch.autograd.grad(((X1 @ Y1.T) * (X2 @ Y2.T)).sum(), inputs))
+    assert ours[2][1].abs().min() > 0
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 2, 2)])
+@pytest.mark.parametrize("method", ["fedpara", "pfedpara"])
+def test_second_and_forward_derivatives(method: Method, shape: tuple[int, ...]) -> None:
+    layer = composition(method, shape, 2)
+    factors = tuple(draw(*s).requires_grad_() for s in layer.factor_shapes)
+    assert torch.autograd.gradgradcheck(layer, factors)
+    tangents = tuple(torch.randn_like(factor) for factor in factors)
+    value, tangent = torch.func.jvp(layer, factors, tangents)
+    torch.testing.assert_close(value, layer(*factors))
+    step = 1e-6
+    moved = layer(*(factor + step * d for factor, d in zip(factors, tangents, strict=True)))
+    torch.testing.assert_close(tangent, (moved - value) / step, rtol=1e-3, atol=1e-4)
+    many = [torch.stack([factor, 2 * factor]) for factor in factors]
+    torch.testing.assert_close(torch.func.vmap(layer)(*many)[1], layer(*(2 * factor for factor in factors)))
+
+
+def test_the_backward_pass_keeps_two_matrices_of_the_weights_size() -> None:
+    layer = composition("fedpara", (256, 784), 16)
+    factors = [torch.randn(shape).requires_grad_() for shape in layer.factor_shapes]
+    own, kept = {factor.untyped_storage().data_ptr() for factor in factors}, {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (storage := tensor.untyped_storage()).data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        W = layer(*factors)
+    assert sum(kept.values()) == 2 * W.nbytes  # the plain expression: three with W itself
+
+
 def test_small_batches_and_ranks_avoid_the_weight() -> None:
     assert khatri_rao_is_cheaper(10, 256, 784, 16)
     assert khatri_rao_is_cheaper(1, 256, 784, 56)
