@@ -28,10 +28,18 @@ class DivergedError(ArithmeticError):
     """Training produced a number that is not finite."""
 
 
-class FedAvgHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Hyper-parameters are checked where they are made: unknown names, types and ranges."""
+def search(low: float, high: float, log: bool = True) -> dict[str, Any]:
+    """Returns what a hyper-parameter's Field takes for it to be tuned from ``low`` to ``high``, on a log scale."""
+    return {"json_schema_extra": {"search": {"low": low, "high": high, "log": log}}}
 
-    lr: float = Field(0.1, gt=0, description="η, the clients' learning rate")
+
+class FedAvgHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Hyper-parameters are checked where they are made: unknown names, types and ranges.
+
+    Those with ``search`` are tuned by benchmarks/tune.py.
+    """
+
+    lr: float = Field(0.1, gt=0, description="η, the clients' learning rate", **search(0.01, 1))
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on η after each round")
     epochs: int = Field(5, ge=1, description="E, local epochs a round")
     batch_size: int = Field(32, ge=1, description="B, samples a local step")

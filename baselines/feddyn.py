@@ -19,12 +19,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of
+from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of, search
 from baselines.split import learned
 
 
 class FedDynHyper(FedAvgHyper, frozen=True):
-    alpha: float = Field(0.1, gt=0, description="α, weight of the dynamic regularizer")
+    alpha: float = Field(0.1, gt=0, description="α, weight of the dynamic regularizer", **search(0.001, 1))
 
 
 class FedDynAggregator(FedAvgAggregator):

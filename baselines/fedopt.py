@@ -19,17 +19,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params
+from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, search
 from baselines.split import learned
 
 
 class FedAvgMHyper(FedAvgHyper, frozen=True):
     server_lr: float = Field(1.0, gt=0, description="η, the server's learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="β, the server's momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="β, the server's momentum", **search(0, 0.95, log=False))
 
 
 class FedAdamHyper(FedAvgHyper, frozen=True):
-    server_lr: float = Field(0.01, gt=0, description="η, the server's learning rate")
+    server_lr: float = Field(0.01, gt=0, description="η, the server's learning rate", **search(0.001, 0.1))
     beta1: float = Field(0.9, ge=0, lt=1, description="β1, decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="β2, decay of the second moment")
     tau: float = Field(1e-3, gt=0, description="τ, adaptivity: the smaller, the more so")

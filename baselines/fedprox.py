@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer, copy_of
+from baselines.fedavg import FedAvgHyper, FedAvgTrainer, copy_of, search
 
 
 class FedProxHyper(FedAvgHyper, frozen=True):
-    mu: float = Field(0.1, ge=0, description="μ, pull of the local model towards the received one")
+    mu: float = Field(0.1, ge=0, description="μ, pull of the local model towards the received one", **search(0.001, 1))
 
 
 class FedProxTrainer(FedAvgTrainer):

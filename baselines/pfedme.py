@@ -19,14 +19,15 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_into, copy_of
+from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_into, copy_of, search
 from baselines.split import learned
 
 
+# w_i goes the share ηλ of the way to θ, and θ by its step size times λ towards w_i: both have to stay at 2 or below.
 class PFedMeHyper(FedAvgHyper, frozen=True):
-    lr: float = Field(0.05, gt=0, description="η, step size of the local model w_i")
-    personal_lr: float = Field(0.05, gt=0, description="step size of the K steps on θ")
-    lam: float = Field(15.0, gt=0, description="λ, pull of θ towards w_i")
+    lr: float = Field(0.05, gt=0, description="η, step size of the local model w_i", **search(0.01, 0.1))
+    personal_lr: float = Field(0.05, gt=0, description="step size of the K steps on θ", **search(0.02, 0.1))
+    lam: float = Field(15.0, gt=0, description="λ, pull of θ towards w_i", **search(5, 20))
     steps: int = Field(5, ge=1, description="K, gradient steps on θ for each batch")
     beta: float = Field(1.0, gt=0, description="β, weight of the clients' mean in the new global model")
 

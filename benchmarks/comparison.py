@@ -211,7 +211,7 @@ def _values(runs: Iterable[Run], key: str) -> str:
 
 def command(runs: list[Run]) -> str:
     """Returns the command line that gives one method's ``runs`` again."""
-    options = {key: value for key, value in runs[0].settings.items() if key != "hyper"}
+    options = {key: value for key, value in runs[0].settings.items() if key not in ("hyper", "tuned")}
     options["seed"] = _values(runs, "seed").split()
     options["set"] = [f"{key}={value}" for key, value in runs[0].settings.get("hyper", {}).items()]
     words = ["python", "benchmarks/run.py"]

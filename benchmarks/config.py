@@ -70,6 +70,7 @@ class Settings(BaseModel):
     )
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
+    tuned: list[str] = Field([], description="those of them that benchmarks/tuned.yaml says")
 
     @model_validator(mode="after")
     def _participants(self) -> "Settings":

@@ -232,6 +232,7 @@ class Run:
                 "algo": s.algo,
                 "label": s.label,
                 "parameterization": s.parameterization,
+                "tuned": s.tuned,
                 "dataset": s.dataset,
                 "partition": s.partition,
                 "model": s.model,

@@ -99,8 +99,9 @@ def parser() -> argparse.ArgumentParser:
 
 def hyper_parameters(
     algo: str, parameterization: str | None, options: argparse.Namespace, tuned: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns all hyper-parameters of ``algo``: the method's own defaults, then the tuned, then the command line's.
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns all hyper-parameters of ``algo``: the method's own defaults, then the tuned, then the command line's; and
+    the names of those that are the tuned ones.
 
     Raises UsageError for a name that none of the chosen methods has, or a value out of its range.
     """
@@ -115,14 +116,15 @@ def hyper_parameters(
         if not equals or (dot and owner not in chosen):
             raise UsageError(f"--set takes [ALGO.]NAME=VALUE for one of the methods {', '.join(chosen)}, got {item!r}")
         given.append((owner, field, value))
-    values = dict(tuned)
+    values, left = dict(tuned), set(tuned)
     for owner, field, value in sorted(given, key=lambda choice: bool(choice[0])):  # a method's own choice comes last
         if not any(field in chosen[a] for a in ([owner] if owner else chosen)):
             raise UsageError(f"no hyper-parameter {field!r} in {owner or ', '.join(chosen)} (--algo help lists them)")
         if owner in ("", algo) and field in Hyper.model_fields:
             values[field] = value
+            left.discard(field)
     try:
-        return Hyper(**values).model_dump()
+        return Hyper(**values).model_dump(), sorted(left)
     except ValidationError as error:
         raise UsageError(f"{algo}: {sentence(error)}") from None
 
@@ -138,12 +140,21 @@ def explain_methods() -> str:
     return "\n".join(lines) + "\nEvery method has FedAvg's hyper-parameters as well."
 
 
-def tuned(dataset: str, model: str, label: str) -> dict[str, Any]:
-    """Returns the values that ``benchmarks/tune.py`` chose for a method, empty where it was not run for this case."""
-    if not TUNED.exists():
-        return {}
-    record = yaml.safe_load(TUNED.read_text())
-    return record["chosen"].get(label, {}) if (record["dataset"], record["model"]) == (dataset, model) else {}
+def load_tuned(dataset: str, model: str) -> tuple[dict[str, dict[str, Any]], list[int]]:
+    """Returns the values that ``benchmarks/tune.py`` chose for each method, and the seeds that it chose them on; both
+    empty where it was not run for this case."""
+    record = yaml.safe_load(TUNED.read_text()) if TUNED.exists() else {}
+    section = record.get(dataset, {}).get(model, {"methods": {}, "seeds": []})
+    return {variant: entry["chosen"] for variant, entry in section["methods"].items()}, section["seeds"]
+
+
+def explain_tuning(experiments: list[Experiment]) -> str:
+    """Returns the line that says whose hyper-parameters are tuned."""
+    tuned = {e.settings.variant: ", ".join(e.settings.tuned) for e in experiments if e.settings.tuned}
+    others = dict.fromkeys(e.settings.variant for e in experiments if not e.settings.tuned)
+    parts = [f"tuned on validation data (benchmarks/tuned.yaml): {', '.join(f'{v} ({n})' for v, n in tuned.items())}"]
+    parts = parts * bool(tuned) + [f"not tuned: {', '.join(others)}"] * bool(others)
+    return "; ".join(parts)
 
 
 def settings_of(options: argparse.Namespace) -> list[Settings]:
@@ -158,6 +169,7 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
     common = {name: getattr(options, name) for name in Settings.model_fields if hasattr(options, name)}
     common["clients_per_round"] = options.clients_per_round or options.clients
     found = []
+    chosen, tuning_seeds = load_tuned(options.dataset, options.model)
     lists = (options.partition, options.seed, options.algo, options.parameterization, options.quantize)
     for partition, seed, algo, weights, form in itertools.product(*map(dict.fromkeys, lists)):
         try:
@@ -167,8 +179,13 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
             raise UsageError(sentence(error)) from None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        hyper = hyper_parameters(algo, weights, options, tuned(options.dataset, options.model, settings.variant))
-        found.append(settings.model_copy(update={"hyper": hyper}))
+        hyper, tuned = hyper_parameters(algo, weights, options, chosen.get(settings.variant, {}))
+        if tuned and settings.seed in tuning_seeds:
+            raise UsageError(
+                f"--seed: benchmarks/{TUNED.name} chose {algo}'s {', '.join(tuned)} on seed {seed}, which no "
+                "result may use; take another seed, or say the value on the command line"
+            )
+        found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
         check_partition(options.dataset, partition, found[-1].clients)
     return found
 

@@ -38,6 +38,7 @@ def plan() -> list["Experiment"]:
         if "help" in chosen.algo:
             print(options.explain_methods())
         elif experiments := options.plan(chosen):
+            print(options.explain_tuning(experiments), flush=True)
             return experiments
         else:
             print(f"every run asked for is finished in {chosen.out}")

@@ -1,86 +1,217 @@
-"""Chooses each method's hyper-parameters: the same number of tries for each, judged on validation data.
+"""Chooses each method's hyper-parameters: the same number of trials for each, judged on validation data.
 
-    python benchmarks/tune.py            # every method, 8 tries each; writes benchmarks/tuned.yaml
+    python benchmarks/tune.py                       # every method, 8 trials each; writes benchmarks/tuned.yaml
+    python benchmarks/tune.py --algo fedavg scaffold --parameterization lowrank fedpara
 
-The tries run on seeds that no reported table uses, so that neither its partition nor its start has been tuned on.
-A try's score is the mean over seeds and partitions of the last round's mean validation accuracy; a diverged run
-scores 0. The test split is never looked at.
+What is searched, and where, stands beside each hyper-parameter (``search`` in baselines/fedavg.py). A method's first
+trial is its defaults; Optuna's sampler, a Gaussian process with a fixed seed, proposes the others. A trial's score is
+the mean over partitions and seeds of the last round's mean validation accuracy, 0 where a run diverged. The test split
+is never looked at, and run.py refuses the values that were chosen here on the seeds that they were chosen on.
+
+One process group runs the k-th trial of all methods. The same command goes on where it was stopped: the same trials
+come up again, and what they gave lies in --out.
 """
 
 import argparse
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
+
+from benchmarks.runtime.imports import defer_packages
+
+warnings.simplefilter("ignore")
+defer_packages()
+
+import optuna
+import torch
 import yaml
 
+from baselines.fedavg import FedAvgHyper
+from benchmarks.config import Settings
+from benchmarks.methods import METHODS, build_trainer, find_method
+from benchmarks.models import MODELS
+from benchmarks.options import TUNED, Parser, UsageError
+from data_partitions import DataError, open_store, prepare
+
 ROOT = Path(__file__).resolve().parents[1]
-DATASET, MODEL, PARTITIONS, SEEDS, ROUNDS = "mnist5k", "mlp", ("dirichlet:0.5", "shards:2"), (100,), 20
-LEARNING_RATES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+RANDOM_TRIALS = 2  # after the defaults and before the Gaussian process has something to go by
 
 
-RATES = [{"lr": lr} for lr in LEARNING_RATES]
-GRID: dict[str, list[dict[str, float]]] = {
-    "local": RATES,
-    "fedavg": RATES,
-    "fedper": RATES,
-    "pfedpara": RATES,
-    # w_i goes the share ηλ of the way to θ, and θ by personal_lr · λ towards w_i: both have to stay below 2.
-    "pfedme": [
-        {"lr": lr, "lam": lam, "personal_lr": personal_lr}
-        for lr in (0.05, 0.1)
-        for lam, personal_lr in ((5.0, 0.1), (5.0, 0.2), (15.0, 0.05), (15.0, 0.1))
-    ],
-}
+class Tuning(NamedTuple):
+    """One method on its weights, and what has been tried of it."""
+
+    settings: Settings  # of its first run
+    weights: str | None  # the parameterization that was asked for; None: the method's own
+    Hyper: type[FedAvgHyper]
+    study: optuna.Study
+    trials: list[dict[str, Any]]  # the values of each, its score, and whether it diverged
 
 
-def score(algo: str, values: dict[str, float], out: Path) -> float:
-    """Returns the validation accuracy of one try; runs what is not yet recorded under ``out``."""
-    folder = out / algo / "-".join(f"{name}{value:g}" for name, value in values.items())
+def begin(settings: Settings, weights: str | None) -> Tuning:
+    """Returns a study of the method that begins with its defaults."""
+    Hyper = find_method(settings.algo, settings.parameterization).Hyper
+    sampler = optuna.samplers.GPSampler(seed=0, n_startup_trials=1 + RANDOM_TRIALS)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.enqueue_trial({name: Hyper.model_fields[name].default for name in spaces(Hyper)})
+    return Tuning(settings, weights, Hyper, study, [])
+
+
+def spaces(Hyper: type[FedAvgHyper]) -> dict[str, dict[str, Any]]:
+    """Returns low, high and log of each hyper-parameter that is searched."""
+    extras = {name: field.json_schema_extra for name, field in Hyper.model_fields.items()}
+    return {name: extra["search"] for name, extra in extras.items() if isinstance(extra, dict)}  # type: ignore[misc]
+
+
+def propose(tuning: Tuning) -> tuple[optuna.Trial, dict[str, Any]]:
+    """Returns the next trial and its values, to three digits."""
+    trial = tuning.study.ask()
+    values: dict[str, float] = {}
+    for name, space in spaces(tuning.Hyper).items():
+        if tuning.Hyper.model_fields[name].annotation is int:
+            values[name] = trial.suggest_int(name, **space)
+        else:
+            values[name] = float(f"{trial.suggest_float(name, **space):.3g}")
+    return trial, values
+
+
+def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argparse.Namespace, out: Path) -> None:
+    """Runs one trial of each of ``tunings``, on the same weights, in one process group. Raises UsageError."""
     ranks = str((os.cpu_count() or 1) + 1)
-    command = ["mpirun", "-np", ranks, sys.executable, "benchmarks/run.py", "--algo", algo, "--dataset", DATASET]
-    command += ["--model", MODEL, "--rounds", str(ROUNDS), "--eval-every", "0", "--checkpoint-every", "0", "--resume"]
-    command += ["--partition", *PARTITIONS, "--seed", *map(str, SEEDS), "--out", str(folder)]
-    command += ["--set", *(f"{name}={value}" for name, value in values.items())]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    command = ["mpirun", "-np", ranks, sys.executable, "benchmarks/run.py", "--dataset", options.dataset]
+    command += ["--data-dir", str(options.data_dir), "--model", options.model, "--rounds", str(options.rounds)]
+    command += ["--partition", *options.partition, "--seed", *map(str, options.seed), "--out", str(out), "--resume"]
+    command += ["--eval-every", "0", "--checkpoint-every", "0", "--algo", *(t.settings.algo for t in tunings)]
+    command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
+    command += ["--set"]
+    for tuning in tunings:
+        every = tuning.Hyper(**chosen[tuning.settings.variant]).model_dump()  # so that none is from an earlier tuning
+        command += [f"{tuning.settings.algo}.{name}={value}" for name, value in every.items()]
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        raise UsageError(f"a trial failed: {shlex.join(command)}")
+
+
+def score(settings: Settings, options: argparse.Namespace, out: Path) -> tuple[float, bool]:
+    """Returns the score of the runs in ``out``, and whether one of them diverged."""
     found = []
-    for partition, seed in itertools.product(PARTITIONS, SEEDS):
-        path = folder / f"{DATASET}-{partition}" / algo / f"seed{seed}" / "summary.json"
-        validation: dict[str, Any] | None = json.loads(path.read_text())["validation_accuracy"]
-        found.append(validation["mean"] if validation else 0.0)
-    return float(np.mean(found))
+    for partition, seed in itertools.product(options.partition, options.seed):
+        directory = settings.model_copy(update={"partition": partition, "seed": seed, "out": out}).directory
+        validation = json.loads((directory / "summary.json").read_text())["validation_accuracy"]
+        found.append(validation["mean"] if validation else None)
+    return sum(accuracy or 0.0 for accuracy in found) / len(found), None in found
+
+
+def find_tunings(options: argparse.Namespace) -> list[Tuning]:
+    """Returns the methods on the weights that were asked for; says which of them this model or data rules out."""
+    tunings: dict[str, Tuning] = {}
+    partition, seed = options.partition[0], options.seed[0]
+    for weights, algo in itertools.product(options.parameterization, options.algo):
+        try:
+            method = find_method(algo, weights)
+            settings = Settings(
+                **{name: getattr(options, name) for name in ("dataset", "model", "rounds", "data_dir", "out")},
+                **{"algo": algo, "parameterization": method.parameterization, "partition": partition, "seed": seed},
+                hyper=method.Hyper().model_dump(),
+            )
+            store = prepare(options.dataset, options.data_dir, partition, settings.clients, seed, options.out / "data")
+            with open_store(store) as opened:
+                build_trainer(settings, opened)
+        except DataError:
+            raise
+        except ValueError as error:
+            print(f"left out: {algo} on {weights or 'its own'} weights: {error}", flush=True)
+            continue
+        tunings.setdefault(settings.variant, begin(settings, weights))
+    return list(tunings.values())
+
+
+def load_record(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what ``path`` records, and in it what it does of this data set and model.
+
+    Raises UsageError where methods there were tuned in another way.
+    """
+    record = yaml.safe_load(path.read_text()) if path.exists() else {}
+    how = {"partitions": options.partition, "seeds": options.seed, "rounds": options.rounds, "trials": options.trials}
+    words = ["python", "benchmarks/tune.py", "--dataset", options.dataset, "--model", options.model]
+    words += ["--partition", *options.partition, "--seed", *map(str, options.seed)]
+    words += ["--rounds", str(options.rounds), "--trials", str(options.trials)]
+    section = record.setdefault(options.dataset, {}).setdefault(
+        options.model,
+        {
+            "command": shlex.join(words),
+            "score": "mean validation accuracy after the last round",
+            **how,
+            "methods": {},
+        },
+    )
+    for key, value in how.items():
+        if section[key] != value:
+            raise UsageError(
+                f"{path} holds methods tuned with {key} {section[key]}, not {value}: what is compared is tuned alike; "
+                "choose another --record, or remove them there to tune all anew"
+            )
+    return record, section["methods"]
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Runs all trials and writes the record."""
+    record, methods = load_record(options.record, options)
+    tunings = find_tunings(options)
+    for number in range(1, options.trials + 1):
+        out = options.out / f"trial-{number}"
+        proposed = [propose(tuning) for tuning in tunings]
+        chosen = {tuning.settings.variant: values for tuning, (_, values) in zip(tunings, proposed, strict=True)}
+        for _, group in itertools.groupby(tunings, lambda tuning: tuning.weights):
+            run(list(group), chosen, options, out)
+        for tuning, (trial, values) in zip(tunings, proposed, strict=True):
+            reached, diverged = score(tuning.settings, options, out)
+            tuning.study.tell(trial, reached)
+            tuning.trials.append({**values, "score": round(reached, 4), **({"diverged": True} if diverged else {})})
+            print(f"trial {number}  {tuning.settings.variant:20} {tuning.trials[-1]}", flush=True)
+    for tuning in tunings:
+        best = tuning.trials[tuning.study.best_trial.number]
+        methods[tuning.settings.variant] = {
+            "chosen": {name: best[name] for name in spaces(tuning.Hyper)},
+            "trials": tuning.trials,
+        }
+    options.record.write_text(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=120))
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    p.add_argument("--algo", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME", help="methods")
+    p.add_argument("--parameterization", nargs="+", default=[None], metavar="NAME", help="weights, as for run.py")
+    p.add_argument("--trials", type=int, default=8, metavar="N", help="for each method (default: 8)")
+    p.add_argument("--rounds", type=int, default=20, metavar="N", help="of a trial (default: 20)")
+    p.add_argument("--dataset", default=defaults["dataset"], metavar="NAME")
+    p.add_argument("--data-dir", type=Path, default=defaults["data_dir"], metavar="DIR")
+    p.add_argument("--model", default=defaults["model"], choices=list(MODELS), metavar="NAME")
+    p.add_argument("--partition", nargs="+", default=["dirichlet:0.5", "shards:2"], metavar="SPEC")
+    p.add_argument("--seed", nargs="+", type=int, default=[100], metavar="N", help="seeds that no table uses")
+    p.add_argument("--out", type=Path, default=ROOT / "runs" / "tuning", metavar="DIR", help="where the trials go")
+    p.add_argument("--record", type=Path, default=TUNED, metavar="FILE", help="what is written")
+    return p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tuning", help="where the tries go")
-    parser.add_argument("--record", type=Path, default=Path(__file__).with_name("tuned.yaml"), help="what is written")
-    options = parser.parse_args()
-    chosen, tried = {}, {}
-    for algo, grid in GRID.items():
-        scores = []
-        for values in grid:
-            scores.append(score(algo, values, options.out))
-            print(f"{algo:10} {values} validation accuracy {scores[-1]:.4f}", flush=True)
-        tried[algo] = [values | {"score": round(s, 4)} for values, s in zip(grid, scores, strict=True)]
-        chosen[algo] = dict(grid[int(np.argmax(scores))])
-    record = {
-        "command": "python benchmarks/tune.py",
-        "dataset": DATASET,
-        "model": MODEL,
-        "partitions": list(PARTITIONS),
-        "seeds": list(SEEDS),
-        "rounds": ROUNDS,
-        "score": "mean validation accuracy after the last round",
-        "chosen": chosen,
-        "tried": tried,
-    }
-    options.record.write_text(yaml.safe_dump(record, sort_keys=False))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    torch.set_num_threads(1)
+    try:
+        options = parser().parse_args()
+        if options.trials < 1:
+            raise UsageError(f"--trials: at least 1, got {options.trials}")
+        tune(options)
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

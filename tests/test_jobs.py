@@ -175,7 +175,7 @@ def test_a_finished_run_leaves_these_files(job: Callable[..., Job], algo: str) -
 def test_summary_says_what_ran_and_what_came_out(job: Callable[..., Job], algo: str) -> None:
     s = summary(job(1, *PARTIAL).out, algo)
     assert s.keys() == {
-        *("algo", "label", "parameterization", "dataset", "partition", "model", "seed", "rounds", "clients"),
+        *("algo", "label", "parameterization", "tuned", "dataset", "partition", "model", "seed", "rounds", "clients"),
         *("accuracy", "validation_accuracy", "accuracy_received_mean", "parameters_per_client_round", "transmitted"),
         *("seconds", "shared_sha256", "partition_sha256", "versions", "moved", "absent"),
     }

@@ -11,7 +11,7 @@ TUNED = {"lr": 0.7}
 
 def hyper(algo: str, *line: str) -> dict[str, Any]:
     options = parser().parse_args(line)
-    return hyper_parameters(algo, None, options, TUNED)
+    return hyper_parameters(algo, None, options, TUNED)[0]
 
 
 def test_tuned_values_replace_defaults_and_the_command_line_both() -> None:
