@@ -16,6 +16,9 @@ from scipy.special import stdtrit
 TARGET = 0.95
 """The default target accuracy, as a share of the best method's final accuracy."""
 
+REFERENCE = "pfedpara"
+"""The method that all are compared with, seed by seed."""
+
 
 class ReportError(Exception):
     """The runs cannot be compared; the text says why in one sentence."""
@@ -135,23 +138,36 @@ def differences_to_local(runs: list[Run], local: list[Run]) -> list[np.ndarray]:
     ]
 
 
+def differences_to_reference(runs: list[Run], reference: list[Run]) -> list[float]:
+    """Returns each run's mean accuracy less the reference's on the same seed and partition."""
+    theirs = {run.partition: run.summary["accuracy"]["mean"] for run in reference}
+    return [
+        run.summary["accuracy"]["mean"] - theirs[run.partition]
+        for run in runs
+        if run.algo != REFERENCE and run.partition in theirs
+    ]
+
+
 def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataFrame, float]:
     """Returns a row for each method of ``runs``, best first, and the target accuracy that its last column is about.
 
-    Means over seeds: accuracy with half_interval, worst_decile and below_local (share of clients), as fractions; up and
-    down, parameters a client and round; transmitted, parameters in all; ratio_to_fedavg of these; to_target, parameters
-    transmitted when the mean over seeds first reaches the target. NaN where a method has no such figure.
+    Means over seeds: accuracy with half_interval, difference (to the REFERENCE on the same seed and partition) with
+    half_interval_of_difference, worst_decile and below_local (share of clients), as fractions; up and down, parameters
+    a client and round; transmitted, parameters in all, and bytes; to_target, parameters transmitted when the mean over
+    seeds first reaches the target. NaN where a method has no such figure.
     """
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
-    columns += ["parameters_per_client_round.down", "transmitted.parameters_up", "transmitted.parameters_down"]
+    columns += ["parameters_per_client_round.down"]
+    columns += [f"transmitted.{what}_{way}" for what in ("parameters", "bytes") for way in ("up", "down")]
     flat = pd.json_normalize([run.summary for finished in runs.values() for run in finished])
     seeds = flat.reindex(columns=["label", *columns]).groupby("label")
     mean = seeds[columns].mean()
     target = TARGET * mean["accuracy.mean"].max() if target is None else target
-    below, to_target = {}, {}
+    below, to_target, paired = {}, {}, {}
     for algo, finished in runs.items():
         if differences := differences_to_local(finished, runs.get("local", [])):
             below[algo] = np.mean(np.concatenate(differences) < 0)
+        paired[algo] = differences_to_reference(finished, runs.get(REFERENCE, []))
         if finished:
             curve = mean_curve(finished)
             to_target[algo] = curve.loc[curve["accuracy"] >= target, "parameters"].min()
@@ -160,18 +176,32 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
             "seeds": seeds.size(),
             "accuracy": mean["accuracy.mean"],
             "half_interval": seeds["accuracy.mean"].agg(half_interval),
+            "difference": pd.Series({algo: np.mean(found) for algo, found in paired.items() if found}, dtype=float),
+            "half_interval_of_difference": pd.Series(
+                {algo: half_interval(found) for algo, found in paired.items()}, dtype=float
+            ),
             "worst_decile": mean["accuracy.worst_decile"],
             "below_local": pd.Series(below, dtype=float),
             "up": mean["parameters_per_client_round.up"],
             "down": mean["parameters_per_client_round.down"],
             "transmitted": mean["transmitted.parameters_up"] + mean["transmitted.parameters_down"],
+            "bytes": mean["transmitted.bytes_up"] + mean["transmitted.bytes_down"],
             "to_target": pd.Series(to_target, dtype=float),
         },
         index=pd.Index(runs, name="method"),
     )
     table["seeds"] = table["seeds"].fillna(0).astype(int)
-    table["ratio_to_fedavg"] = table["transmitted"] / table["transmitted"].get("fedavg", np.nan)
     return table.sort_values("accuracy", ascending=False, kind="stable"), target
+
+
+def arrange(comparison: Comparison) -> dict[tuple[str, str, str], str]:
+    """Returns the method of the table by optimizer, parameterization and bits on the uplink, where one finished."""
+    found = {}
+    for method, (run, *_) in comparison.runs.items():
+        summary, settings = run.summary, run.settings
+        key = summary["algo"], summary.get("parameterization", "dense"), settings.get("quantize", "32")
+        found[key] = method
+    return found
 
 
 def take_notes(ended: dict[str, list[Run]], finished: dict[str, list[Run]]) -> list[str]:

@@ -9,7 +9,7 @@ import argparse
 import base64
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
 from rich import box
@@ -27,9 +28,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
 
 from benchmarks.comparison import (
+    REFERENCE,
     TARGET,
     Comparison,
     ReportError,
+    arrange,
     compare,
     differences_to_local,
     find_unfinished,
@@ -40,10 +43,13 @@ from benchmarks.comparison import (
 LEGEND = (
     "Accuracy: each client's own model on its own test split after the last round, mean over clients; "
     "± the 95 % interval of the mean over seeds (Student's t).",
+    f"Difference to {REFERENCE}: in points, on the same partition and seed, ± the 95 % interval of the mean of these "
+    "paired differences (Student's t).",
     "Worst decile: mean over the worst tenth of the clients.",
     "Below local: clients worse off than with local-only training, compared one by one on the same partition and seed.",
     "Parameters per client and round: each way. Sent: parameters, up and down, of all clients; in all rounds, or "
-    "until the first round in which the mean over seeds reaches the target accuracy.",
+    "until the first round in which the mean over seeds reaches the target accuracy. MB: 10⁶ bytes handed to MPI, "
+    "headers included.",
 )
 
 COLORS = ("#0072B2", "#009E73", "#000000", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9")
@@ -51,6 +57,9 @@ COLORS = ("#0072B2", "#009E73", "#000000", "#CC79A7", "#D55E00", "#E69F00", "#56
 
 MARKERS = "osD^vP*X"
 """One more than there are colours, so that the pairs repeat only after 56 methods."""
+
+FEW = 8
+"""Methods that fit a plot with room to spare."""
 
 STYLE: dict[Any, Any] = {
     **{"font.size": 13, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
@@ -79,6 +88,38 @@ def percent(fraction: float) -> str:
     return NONE if np.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
+def megabytes(count: float) -> str:
+    return NONE if np.isnan(count) else f"{count / 1e6:,.0f}"
+
+
+def difference(fraction: float, half: float) -> str:
+    if np.isnan(fraction):
+        return NONE
+    return f"{100 * fraction:+.1f}" + ("" if np.isnan(half) else f" ± {percent(half)}")
+
+
+def wording_of_grid(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each optimizer and a column for each choice of weights and bits: accuracy, and MB sent."""
+    found = arrange(comparison)
+    order = {"dense": 0, "lowrank": 1, "fedpara": 2, "pfedpara": 3}
+    optimizers = sorted(dict.fromkeys(optimizer for optimizer, _, _ in found))
+    columns = sorted(
+        {(weights, bits) for _, weights, bits in found}, key=lambda c: (order[c[0]], -int(c[1].lstrip("float")))
+    )
+    rows = []
+    for optimizer in optimizers:
+        row = {"optimizer": optimizer}
+        for weights, bits in columns:
+            cell = NONE
+            if method := found.get((optimizer, weights, bits)):
+                figures = comparison.table.loc[method]
+                half = "" if np.isnan(figures["half_interval"]) else f" ± {percent(figures['half_interval'])}"
+                cell = f"{percent(figures['accuracy'])}{half} ({megabytes(figures['bytes'])} MB)"
+            row[f"{weights}, {bits} bits" if bits.isdigit() else f"{weights}, {bits}"] = cell
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def wording(comparison: Comparison) -> pd.DataFrame:
     """Returns the comparison's table as a person reads it, with headings that explain themselves."""
     rows = []
@@ -90,22 +131,23 @@ def wording(comparison: Comparison) -> pd.DataFrame:
                 "method": row.method,
                 "seeds": f"{row.seeds}/{row.seeds + row.diverged}" if row.diverged else row.seeds,
                 "accuracy %": accuracy if np.isnan(row.half_interval) else f"{accuracy} ± {percent(row.half_interval)}",
+                f"difference to {REFERENCE}": difference(row.difference, row.half_interval_of_difference),
                 "worst decile %": percent(row.worst_decile),
                 "clients below local %": percent(row.below_local),
                 "parameters per client and round": ", ".join(exchanged) if row.seeds else NONE,
                 "total sent": amount(row.transmitted),
-                "ratio to FedAvg": NONE if np.isnan(row.ratio_to_fedavg) else f"{row.ratio_to_fedavg:.2f}",
+                "MB sent": megabytes(row.bytes),
                 f"sent to reach {percent(comparison.target)} %": amount(row.to_target),
             }
         )
     return pd.DataFrame(rows).astype(str)
 
 
-def show(comparisons: Iterable[Comparison]) -> None:
-    """Prints the tables, about 80 columns wide."""
+def show(comparisons: Iterable[Comparison], words_of: Callable[[Comparison], pd.DataFrame]) -> None:
+    """Prints the tables, at most 120 columns wide."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
     for comparison in comparisons:
-        words = wording(comparison)
+        words = words_of(comparison)
         console.print(f"{comparison.title} ({comparison.shared})", style="bold")
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         for heading in words:
@@ -121,9 +163,33 @@ def show(comparisons: Iterable[Comparison]) -> None:
         console.print(line, style="dim")
 
 
+def label_ends(axes: Axes, ends: list[tuple[str, float, float, str]]) -> None:
+    """Writes a name, right of ``axes``, for each curve: (name, x and y of its end, colour). None covers another."""
+    low, high = axes.get_ylim()
+    ends = sorted(ends, key=lambda end: end[2])
+    gap = min(1.06 / len(ends), 0.055)
+    steps = gap * np.arange(len(ends))
+    wanted = np.clip([(y - low) / (high - low) for _, _, y, _ in ends], 0, 1)  # shares of the height
+    heights = steps + np.maximum.accumulate(wanted - steps)  # each at least a gap above the one below
+    heights = np.minimum(heights, 1.03 - steps[::-1])  # and none above the top
+    for (name, x, y, color), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            name,
+            (x, min(max(y, low), high)),
+            (1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=11,
+            color=color,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5)},
+        )
+
+
 def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    figure = Figure(figsize=(10, max(5.2, 0.34 * len(comparison.runs))), layout="constrained")
     axes = figure.subplots()
+    few = len(comparison.runs) <= FEW
+    ends = []
     for algo, runs in comparison.runs.items():
         curve = mean_curve(runs)
         color, marker = looks[algo]
@@ -131,7 +197,9 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
         label = f"{algo}  {percent(final)} %"
         if not curve["parameters"].any():  # a logarithmic axis has no place for 0
             axes.axhline(final, color=color, linestyle="--", label=f"{label}, sends nothing")
+            ends.append((f"{label}, sends nothing", np.inf, final, color))
             continue
+        ends.append((label, curve["parameters"].iloc[-1], curve["accuracy"].iloc[-1], color))
         axes.plot(
             curve["parameters"],
             curve["accuracy"],
@@ -141,6 +209,8 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
             color=color,
             marker=marker,
         )
+        if not few:  # one over another, bands would hide the curves
+            continue
         low, high = (curve["accuracy"] + sign * curve["half_interval"] for sign in (-1, 1))
         axes.fill_between(
             curve["parameters"], low.clip(lower=0), high.clip(upper=1), color=color, alpha=0.15, linewidth=0
@@ -158,14 +228,28 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
         ylabel="personalized accuracy",
         title=comparison.title,
     )
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    accuracies = comparison.table["accuracy"].dropna()
+    span = max(accuracies.max() - accuracies.median(), 0.01)
+    axes.set_ylim(max(0, accuracies.max() - 6 * span), min(1, accuracies.max() + 0.6 * span))
+    right = axes.get_xlim()[1]
+    label_ends(axes, [(name, min(x, right), y, color) for name, x, y, color in ends])
+    axes.text(
+        0.01,
+        comparison.target,
+        f"target {percent(comparison.target)} %",
+        color="#777777",
+        fontsize=10,
+        transform=axes.get_yaxis_transform(),
+        va="bottom",
+    )
     return figure
 
 
 def plot_accuracy_by_client(comparison: Comparison, looks: Looks) -> Figure:
     local = comparison.runs.get("local", [])
     methods = list(comparison.runs)
-    figure = Figure(figsize=(11 if local else 7, 1.6 + 0.85 * len(methods)), layout="constrained")
+    row = 0.85 if len(methods) <= FEW else 0.5
+    figure = Figure(figsize=(11 if local else 7, 1.6 + row * len(methods)), layout="constrained")
     panels = figure.subplots(1, 2 if local else 1, sharey=True, squeeze=False)[0]
     for position, (algo, runs) in enumerate(comparison.runs.items()):
         accuracies = [np.array(run.summary["accuracy"]["per_client"]) for run in runs]
@@ -174,7 +258,13 @@ def plot_accuracy_by_client(comparison: Comparison, looks: Looks) -> Figure:
             heights = position + np.linspace(-0.4, 0.4, len(values) + 2)[1:-1]
             for height, seed in zip(heights, values, strict=True):
                 axes.scatter(
-                    100 * seed, np.full(len(seed), height), s=34, alpha=0.6, linewidths=0, color=color, marker=marker
+                    100 * seed,
+                    np.full(len(seed), height),
+                    s=40 * row,
+                    alpha=0.6,
+                    linewidths=0,
+                    color=color,
+                    marker=marker,
                 )
             if values:
                 mean = 100 * np.concatenate(values).mean()
@@ -206,10 +296,13 @@ PLOTS = {
 """Each plot by the beginning of its file's name, with its caption."""
 
 
-def write(comparisons: list[Comparison], out: Path) -> list[Path]:
+def write(
+    comparisons: list[Comparison], out: Path, words_of: Callable[[Comparison], pd.DataFrame], command: str
+) -> list[Path]:
     """Writes table.csv, table.md, the plots and index.html into ``out`` and returns their paths.
 
     table.csv holds the figures of `comparison.tabulate` as they are; the others, rounded, are for people.
+    ``command`` is what the runs come from, printed above each table.
     """
     out.mkdir(parents=True, exist_ok=True)
     looks = choose_looks(comparisons)
@@ -223,9 +316,11 @@ def write(comparisons: list[Comparison], out: Path) -> list[Path]:
                 plot(comparison, looks).savefig(path)
             images.append((caption, base64.b64encode(path.read_bytes()).decode()))
             pictures.append(path)
-        words = wording(comparison)
+        words = words_of(comparison)
         sections.append({"comparison": comparison, "words": words, "images": images})
-        markdown += [f"## {comparison.title}", "", comparison.shared, "", *markdown_rows(words), ""]
+        markdown += [f"## {comparison.title}", "", comparison.shared, ""]
+        markdown += [f"    {command}", ""] if command else []
+        markdown += [*markdown_rows(words), ""]
         markdown += [f"- {note}" for note in comparison.notes] + [""] * bool(comparison.notes)
     table = pd.concat({(c.dataset, c.partition): c.table.assign(target=c.target) for c in comparisons})
     table.to_csv(out / "table.csv", index_label=["dataset", "partition", "method"])
@@ -258,15 +353,26 @@ def main() -> None:
         help=f"accuracy of the last column, a fraction (default: {100 * TARGET:.0f} %% of the best method's final one)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: FOLDER/report)")
+    parser.add_argument(
+        "--grid", action="store_true", help="set optimizers against weights and bits: accuracy, and megabytes sent"
+    )
+    parser.add_argument(
+        "--command", default="", metavar="TEXT", help="what the runs come from, printed above the tables"
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables to this Markdown file as well")
     options = parser.parse_args()
+    words_of = wording_of_grid if options.grid else wording
     out = options.out or options.folders[0] / "report"
     try:
         comparisons = compare(load(options.folders), options.target)
-        written = write(comparisons, out)
+        written = write(comparisons, out, words_of, options.command)
+        if options.page:
+            options.page.write_text("# Results\n\n" + (out / "table.md").read_text(encoding="utf-8"), encoding="utf-8")
+            written.append(options.page)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    show(comparisons)
+    show(comparisons, words_of)
     for folder in find_unfinished(options.folders):
         print(f"Not finished, left out: {folder}")
     print(f"\nThe report is {written[0]}; its tables and pictures also lie in {out}:")

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from benchmarks import report
 from benchmarks.comparison import compare, half_interval, load
@@ -91,12 +93,14 @@ def test_table_by_hand(runs):
         "diverged": [0, 0, 0],
         "accuracy": [0.90, 0.82, 0.74],
         "half_interval": [0, 4.302653 * 0.02 / np.sqrt(3), 0],
+        "difference": [np.nan, -0.08, -0.16],
+        "half_interval_of_difference": [np.nan, 4.302653 * 0.02 / np.sqrt(3), 0],  # pfedpara is 0.90 for each seed
         "worst_decile": [0.85, 0.72, 0.74],
         "below_local": [0, 2 / 6, np.nan],  # FedAvg's client 0: 0.70 and 0.72 are below 0.74, 0.74 is not
         "up": [25, 100, 0],
         "down": [25, 100, 0],
         "transmitted": [2 * 2 * 3 * 25, 2 * 2 * 3 * 100, 0],
-        "ratio_to_fedavg": [0.25, 1, 0],
+        "bytes": [4 * 300, 4 * 1200, 0],
         "to_target": [300, np.nan, np.nan],  # 0.855: pfedpara has 0.85 in round 2, 0.90 in round 3
     }
     for column, values in expected.items():
@@ -127,11 +131,12 @@ def test_a_method_alone_has_dashes_where_there_is_nothing_to_compare_with(tmp_pa
         "method": "fedper",
         "seeds": "1",
         "accuracy %": "50.0",
+        "difference to pfedpara": "–",
         "worst decile %": "40.0",
         "clients below local %": "–",
         "parameters per client and round": "10 up, 30 down",
         "total sent": "80",
-        "ratio to FedAvg": "–",
+        "MB sent": "0",
         "sent to reach 47.5 %": "80",
     }
     assert comparison.notes == ["One seed, so no interval: fedper."]
@@ -201,7 +206,7 @@ def test_files_of_a_report(runs, tmp_path, monkeypatch, capsys):
     assert set(table["target"]) == {0.8}
     markdown = (out / "table.md").read_text().splitlines()
     cells = [line.strip("|").split("|") for line in markdown if line.startswith("|")]
-    assert {len(row) for row in cells} == {9}
+    assert {len(row) for row in cells} == {10}
     assert cells[3][:3] == [" fedavg ", " 3 ", " 82.0 ± 5.0 "]
 
 
@@ -218,7 +223,7 @@ def test_piped_text_is_aligned_and_narrow_and_needs_no_torch(runs):
     table = [line for line in lines if line.startswith(("method", "pfedpara", "fedavg", "local"))]
     assert len(table) == 4
     assert len({len(line) for line in table}) == 1
-    assert len(table[0]) <= 80
+    assert len(table[0]) <= 90
 
 
 class Page(HTMLParser):
@@ -248,6 +253,60 @@ def test_page_is_self_contained_and_escapes_names(tmp_path, monkeypatch, capsys)
     assert len(page.links) == page.tags.count("img") == 2
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"https?:|@import|url\(", source)
+
+
+def test_differences_are_paired_by_seed_and_partition(tmp_path):
+    for seed, (ours, theirs) in enumerate([(0.9, 0.8), (0.7, 0.64), (0.5, 0.42)]):
+        record(tmp_path, "pfedpara", seed, [(ours, ours)])
+        record(tmp_path, "fedavg", seed, [(theirs, theirs)])
+    record(tmp_path, "fedavg", 3, [(0.1, 0.1)])  # no partner
+    record(tmp_path, "fedper", 0, [(1.0, 1.0)], sha="another partition")
+    table = compare(load([tmp_path]))[0].table
+    # -0.10, -0.06, -0.08: mean -0.08, sample deviation 0.02, however far the seeds are apart.
+    assert table.loc["fedavg", "difference"] == pytest.approx(-0.08)
+    assert table.loc["fedavg", "half_interval_of_difference"] == pytest.approx(4.302653 * 0.02 / np.sqrt(3), rel=1e-6)
+    assert np.isnan(table.loc["fedper", "difference"])
+
+
+def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, capsys):
+    def cell(optimizer, weights, bits, sent, *accuracies):
+        for seed, accuracy in enumerate(accuracies):
+            suffix = "" if weights == "dense" else f"-{weights}"
+            suffix += "" if bits == "32" else f"-{bits}bit"
+            setting = {"parameterization": weights, "quantize": bits, "label": optimizer + suffix}
+            record(tmp_path / f"{weights}{bits}", optimizer, seed, [(accuracy, accuracy)], sent=sent, **setting)
+
+    cell("fedavg", "dense", "32", 10**6, 0.8, 0.84)
+    cell("fedavg", "dense", "8", 10**6, 0.7)
+    cell("fedavg", "fedpara", "32", 10**5, 0.6)
+    cell("fedadam", "lowrank", "32", 10**5, 0.5)
+    page = tmp_path / "page.md"
+    status, shown, error = run_report(
+        monkeypatch, capsys, tmp_path, "--grid", "--command", "./run_all.sh --compatibility", "--page", page
+    )
+    assert (status, error) == (0, "")
+    lines = page.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[0] == ["optimizer", "dense, 32 bits", "dense, 8 bits", "lowrank, 32 bits", "fedpara, 32 bits"]
+    assert rows[2:] == [
+        ["fedadam", "–", "–", "50.0 (2 MB)", "–"],  # one round, two clients, up and down, four bytes
+        ["fedavg", "82.0 ± 25.4 (16 MB)", "70.0 (16 MB)", "–", "60.0 (2 MB)"],
+    ]
+    assert "    ./run_all.sh --compatibility" in lines[: lines.index("| optimizer | " + " | ".join(rows[0][1:]) + " |")]
+    assert "fedavg" in shown
+
+
+def test_labels_of_many_curves_do_not_cover_each_other(tmp_path):
+    for n in range(24):
+        record(tmp_path, f"method{n}", 0, [(0.5, 0.5), (0.9 - n / 1000, 0.9 - n / 1000)])
+    (comparison,) = compare(load([tmp_path]))
+    figure = report.plot_accuracy_by_parameters(comparison, report.choose_looks([comparison]))
+    figure.savefig(tmp_path / "plot.png")
+    labels = [text for text in figure.axes[0].texts if text.get_text().startswith("method")]
+    boxes = [Text.get_window_extent(label) for label in labels]  # an annotation's own extent holds its line as well
+    assert len(boxes) == 24
+    heights = sorted((box.y0, box.y1) for box in boxes)
+    assert all(below[1] <= above[0] for below, above in pairwise(heights))
 
 
 def test_commands_name_every_setting(runs):
