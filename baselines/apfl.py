@@ -16,13 +16,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, copy_into
+from baselines.fedavg import FedAvgHyper, copy_into, search
 from baselines.second_model import SecondModelTrainer
 
 
 class ApflHyper(FedAvgHyper, frozen=True):
-    alpha: float = Field(0.5, ge=0, le=1, description="α_i, share of the client's own v_i; with adaptive, its start")
-    adaptive: bool = Field(False, description="learn α_i")
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="α_i, share of the client's own v_i", **search(0.1, 0.9, log=False)
+    )
+    adaptive: bool = Field(False, description="learn α_i, starting there")
 
 
 class ApflTrainer(SecondModelTrainer):

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, copy_into
+from baselines.fedavg import FedAvgHyper, copy_into, search
 from baselines.second_model import SecondModelTrainer
 
 
 class DittoHyper(FedAvgHyper, frozen=True):
-    lam: float = Field(0.5, ge=0, description="λ, pull of the personal model v_k towards the global model")
+    lam: float = Field(0.5, ge=0, description="λ, pull of the personal v_k towards the global model", **search(0.05, 5))
 
 
 class DittoTrainer(SecondModelTrainer):

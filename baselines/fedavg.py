@@ -195,9 +195,7 @@ class FedAvgTrainer(ClientTrainer):
     def check_finite(self, lr: float) -> None:
         """Raises DivergedError where a tensor of the model is not finite."""
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if tensor.numel() and not all(
-                map(math.isfinite, tensor.detach().aminmax())
-            ):
+            if tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
                 raise DivergedError(f"a weight is not finite at learning rate {lr:g}")
 
     @property

@@ -367,6 +367,7 @@ def main() -> None:
         comparisons = compare(load(options.folders), options.target)
         written = write(comparisons, out, words_of, options.command)
         if options.page:
+            options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text("# Results\n\n" + (out / "table.md").read_text(encoding="utf-8"), encoding="utf-8")
             written.append(options.page)
     except (ReportError, OSError) as error:

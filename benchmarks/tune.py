@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--algo", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME", help="methods")
     p.add_argument("--parameterization", nargs="+", default=[None], metavar="NAME", help="weights, as for run.py")
     p.add_argument("--trials", type=int, default=8, metavar="N", help="for each method (default: 8)")
-    p.add_argument("--rounds", type=int, default=20, metavar="N", help="of a trial (default: 20)")
+    p.add_argument("--rounds", type=int, default=10, metavar="N", help="of a trial (default: 10)")
     p.add_argument("--dataset", default=defaults["dataset"], metavar="NAME")
     p.add_argument("--data-dir", type=Path, default=defaults["data_dir"], metavar="DIR")
     p.add_argument("--model", default=defaults["model"], choices=list(MODELS), metavar="NAME")
