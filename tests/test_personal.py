@@ -474,8 +474,8 @@ def test_nonsense_is_refused_before_any_rank_trains(tmp_path: Path, options: tup
 
 # Real jobs
 
-JOB = ("--rounds", "4", "--epochs", "1", "--clients", "4", "--clients-per-round", "3", "--checkpoint-every", "1")
-CASES = {"ditto": (), "fedbn": ("--model", "cnn-bn"), "per-fedavg": ("--batch-size", "8")}
+JOB = ("--rounds", "3", "--epochs", "1", "--clients", "4", "--clients-per-round", "3", "--checkpoint-every", "1")
+CASES = {"ditto": (), "fedbn": ("--model", "cnn-bn", "--fraction", "0.1")}
 
 
 @pytest.mark.slow
