@@ -22,6 +22,7 @@ MNIST digits (dirichlet:0.5, 20 rounds) personalized accuracy was at most 0.904 
 against 0.93 as it is here. Clipping the gradient's norm holds the steps instead (``clip_norm`` of every trainer).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -82,10 +83,9 @@ class HadamardProduct(torch.autograd.Function):
         # Transposed, as (r, m): the matrix library is up to twice as quick in writing a product this way round.
         dX1, dX2 = Z1.new_empty(len(Z1), m), Z2.new_empty(len(Z2), m)
         dZ1, dZ2 = Z1.new_empty(Z1.shape), Z2.new_empty(Z2.shape)
-        height = max(
-            len(Z1), (1 << 18) // n
-        )  # 1 MB of float32, but no fewer rows than the rank: thin products are slow
-        memory = G.new_empty(min(height, m), n)
+        # Equal panels of up to 2 MB in float32, but of no fewer rows than the rank: thin products are slow.
+        height = math.ceil(m / math.ceil(m / max(len(Z1), (1 << 19) // n)))
+        memory = G.new_empty(height, n)
         for start in range(0, m, height):
             rows = slice(start, min(start + height, m))
             panel, beta = memory[: rows.stop - start], float(start > 0)  # β = 0 for the first term of a sum
