@@ -111,7 +111,8 @@ def draw(runs: list[Run], title: str, path: Path) -> None:
             axes.imshow(values, vmin=0.5, vmax=0.95, cmap="viridis", aspect="auto")
             for (y, line), x in product(enumerate(cells), range(len(lrs))):
                 text = "×" if line[x].diverged else f"{line[x].accuracy:.2f}"[1:]
-                axes.text(x, y, text, ha="center", va="center", color="red" if text == "×" else "white")
+                color = "red" if text == "×" else "black" if line[x].accuracy > 0.8 else "white"
+                axes.text(x, y, text, ha="center", va="center", color=color)
             clipped = f"clipped at {clip_norm:g}" if clip_norm else "not clipped"
             axes.set_title(f"{start}, {clipped}, {depth} hidden", fontsize="small")
             axes.set_xticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])

@@ -5,9 +5,11 @@ some W', off by terms of the map from factors to weight. FedPara's supplement pr
 
     R = λ/2 ‖W' − (W − η J)‖²,
 
-after which the factors follow J more closely. The paper's text on it was not at hand here; what is implemented is this
-reading: the step is taken, then R is lowered by one step of size η on the new factors, with J and W held fixed. That
-costs a second composition and its gradient, but no second pass over the data.
+after which the factors follow J more closely. The paper's text on it was not at hand here, and no public code pins it
+down: neither the authors' notebook (github.com/South-hw/FedPara_ICLR22, FedPara.ipynb) nor Flower's reproduction
+(github.com/adap/flower, baselines/fedpara) has it. What is implemented is this reading: the step is taken, then R is
+lowered by one step of size η on the new factors, with J and W held fixed. That costs a second composition and its
+gradient, but no second pass over the data.
 """
 
 from collections.abc import Callable
