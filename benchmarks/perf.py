@@ -1,9 +1,10 @@
 """What the runtime costs, side by side in one go: this runtime, a plain PyTorch loop, and FedML's own MPI wiring.
 
-    python benchmarks/perf.py            # on an otherwise idle machine; about three minutes
+    python benchmarks/perf.py            # on an otherwise idle machine; about five minutes
 
 The work is the same everywhere: FedAvg, 10 clients of 500 samples, the mlp, batches of 32, one local epoch, no
-evaluation. Times are per round; what counts is the ratio to the plain loop, since machines differ.
+evaluation. Times are per round; what counts is the ratio to the plain loop, since machines differ. Then what messages
+cost, and what ``benchmarks/cost.py`` makes of both: seconds per round of each method, here and elsewhere.
 """
 
 import argparse
@@ -22,8 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import psutil
+import yaml
+
+from benchmarks import cost
 
 CLIENTS, SAMPLES, BATCH, LR, CLIP = 10, 500, 32, 0.05, 5.0
+RANKS = (2, 3, 6, 11)
+PARAMETERS = (200_000, 1_600_000, 15_000_000)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -169,9 +175,44 @@ def fedml_runtime(rounds: int, folder: Path) -> dict[str, float]:
     return {"ready": ends[0] - seen["begin"] - each, "round": each, "leaving": float("nan"), "pss": seen["pss"]}
 
 
+def messages(*options: str) -> dict[str, Any]:
+    """Returns what ``perf_messages.py`` prints."""
+    command = ["mpirun", "-np", str(CLIENTS + 1), sys.executable, "-W", "ignore", "benchmarks/perf_messages.py"]
+    done = subprocess.run(
+        [*command, *options, *map(str, PARAMETERS)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    return {"seconds": {int(n): seconds for n, seconds in found["seconds"].items()}, "idle": found["idle"]}
+
+
+def methods() -> dict[str, dict[str, float]]:
+    """Returns of each method the seconds of one client's training on one core, and the bytes it sends each way."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from benchmarks.methods import METHODS
+
+    data, found = TensorDataset(*map(torch.from_numpy, digits(0))), {}
+    for name, method in METHODS.items():
+        args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=CLIENTS)
+        vars(args).update(method.Hyper(epochs=1, batch_size=BATCH).model_dump())
+        trainer = method(model(), args)
+        trainer.set_id(0)
+        trainer.update_dataset(data, data, SAMPLES)
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            trainer.train(data, torch.device("cpu"), args)
+            seconds.append(time.perf_counter() - begin)
+        sent = sum(tensor.nbytes for tensor in trainer.get_model_params().values())
+        found[name] = {"train": round(statistics.median(seconds), 5), "sent": sent}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="rounds of each job (default: 40)")
+    parser.add_argument("--record", action="store_true", help=f"write the model's constants to {cost.RECORDED.name}")
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stock:
@@ -181,7 +222,7 @@ def main() -> None:
     print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}\n")
     print(f"{'':24} {'round':>9} {'× loop':>7} {'ready':>8} {'leaving':>8} {'PSS':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        rows = {f"this runtime, -np {n}": this_runtime(n, options.rounds, Path(folder)) for n in (11, 3)}
+        rows = {f"this runtime, -np {n}": this_runtime(n, options.rounds, Path(folder)) for n in RANKS}
         rows["stock FedML, -np 11"] = fedml_runtime(options.rounds, Path(folder))
     for name, row in rows.items():
         print(
@@ -190,6 +231,34 @@ def main() -> None:
         )
     again = statistics.median(plain_loop(options.rounds))
     print(f"\nplain loop again: {again * 1e3:.0f} ms a round (how steady this machine was)")
+
+    here, stock = messages(), messages("--stock")
+    print(f"\nto {CLIENTS} ranks and back    {'here':>9} {'FedML':>9}")
+    for n in PARAMETERS:
+        ours, theirs = here["seconds"][n], stock["seconds"][n]
+        print(f"{n:>12,} parameters {ours * 1e3:6.0f} ms {theirs * 1e3:6.0f} ms {theirs / ours:5.1f} ×")
+    print(f"{CLIENTS} waiting ranks, of a core {here['idle']:7.1%} {stock['idle']:9.1%}")
+
+    by_method, cores = methods(), len(os.sched_getaffinity(0))
+    seconds = {n - 1: rows[f"this runtime, -np {n}"]["round"] for n in RANKS}
+    constants, train = cost.fit(seconds, here["seconds"], CLIENTS, int(by_method["fedavg"]["sent"]), cores)
+    print(f"\nfitted: {constants.serialise * 1e9:.2f} ns a byte, {constants.wait * 1e3:.1f} ms a round, ", end="")
+    print(f"{train * 1e3:.1f} ms a client (alone: {by_method['fedavg']['train'] * 1e3:.1f})")
+    for workers, measured in seconds.items():
+        model = cost.local_round(constants, train, CLIENTS, int(by_method["fedavg"]["sent"]), min(workers, cores))
+        print(f"  -np {workers + 1}: {measured * 1e3:.0f} ms, fitted {model.total * 1e3:.0f}", end="")
+        print(" = " + " + ".join(f"{part} {value * 1e3:.0f}" for part, value in model._asdict().items()))
+    if options.record:
+        cost.RECORDED.write_text(yaml.safe_dump({"constants": constants._asdict(), "methods": by_method}))
+    print(f"\n{'seconds per round':18} {'here':>8} {'100 ranks, 10 Gb/s':>20} {'10,000 phones, 10 Mb/s':>24}")
+    for name, one in by_method.items():
+        sent = int(one["sent"])
+        figures = (
+            cost.local_round(constants, one["train"], CLIENTS, sent, cores),
+            cost.cluster_round(constants, one["train"], sent),
+            cost.phones_round(constants, one["train"], sent),
+        )
+        print(f"{name:18} {figures[0].total:8.3f} {figures[1].total:20.3f} {figures[2].total:24.2f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What messages cost, in this runtime and in stock FedML: rank 0 sends n parameters to every other rank and gets n back.
+"""What messages cost, in this runtime and in stock FedML: rank 0 sends n parameters to each other rank and gets n back.
 
     mpirun -np 11 python benchmarks/perf_messages.py [--stock] 200000 1600000 15000000
 

@@ -92,7 +92,8 @@ def encode(message: Message) -> np.ndarray:
     text = json.dumps(params, separators=(",", ":")).encode()
     header = -(-(_PREFIX.size + len(text)) // HEADER_MULTIPLE) * HEADER_MULTIPLE
     body = np.empty(0, np.uint8) if tensors is None else tensors.numpy().view(np.uint8)
-    buffer = np.full(header + len(body), ord(" "), np.uint8)
+    buffer = np.empty(header + len(body), np.uint8)
+    buffer[:header] = ord(" ")
     buffer[: _PREFIX.size + len(text)] = np.frombuffer(_PREFIX.pack(_MAGIC, len(text)) + text, np.uint8)
     buffer[header:] = body
     return buffer
