@@ -7,7 +7,7 @@ For K participants, each of which sends and receives b bytes, on W workers that 
       + 2 K · b / B         transfer: the server's link carries B bytes a second
       + w                   wait: what a round takes without any work
 
-``benchmarks/perf.py --record`` fits s and w to its measurements and writes them to ``cost.yaml``, with c of each method.
+``benchmarks/perf.py --record`` fits s and w to its measurements and writes them to ``cost.yaml`` with each method's c.
 Within a host there is no link: 1/B = 0. Elsewhere the same s and w are assumed, and nothing overlaps, so a figure is an
 upper bound of what the model knows; it knows nothing of stragglers and lost packets.
 """
