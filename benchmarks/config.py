@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from benchmarks.codec import UNQUANTIZED, Format
 
 # What a run does on the way, without any effect on its figures.
-CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "histograms"}
+CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "comm_timeout", "histograms"}
 
 
 class Settings(BaseModel):
@@ -52,6 +52,11 @@ class Settings(BaseModel):
     )
     checkpoint_minutes: float = Field(
         0, ge=0, description="write a checkpoint too where the last is older than M minutes; 0: not"
+    )
+    comm_timeout: float = Field(
+        1800,
+        ge=0,
+        description="end the job when an answer is due and no rank has said anything for S seconds; 0: never",
     )
     state_dir: Path | None = Field(
         None, description="keep the clients' private states in files under DIR, not in memory"

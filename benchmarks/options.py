@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     option("eval_every", metavar="N")
     option("checkpoint_every", metavar="N")
     option("checkpoint_minutes", metavar="M")
+    option("comm_timeout", metavar="S")
     option("state_dir", metavar="DIR")
     option("dropout", metavar="P")
     option("stragglers", metavar="P")

@@ -1,6 +1,7 @@
 """How the ranks of a job start and end: one import a host, and no end of any process that the others outlive."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,3 +169,25 @@ def test_mpirun_returns_0_each_time(tmp_path: Path, ranks: int) -> None:
         done = run(*ONE, "--out", str(tmp_path / str(time_)), ranks=ranks)
         assert (done.returncode, done.stderr) == (0, "")
         shutil.rmtree(tmp_path / str(time_))
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stuck_ends_the_job(tmp_path: Path) -> None:
+    job = start(*ENDLESS, "--eval-every", "0", "--comm-timeout", "8", "--out", str(tmp_path), ranks=3)
+    assert job.stdout is not None
+    while "[1/1]" not in job.stdout.readline():  # the experiment has not begun
+        assert job.poll() is None
+    who = roles(job)
+    time.sleep(2)
+    who["rank 2"].suspend()
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode != 0
+    said = r"error: rank 0, server, .*round \d+: TimeoutError: nothing from rank 2, client \d for 8\."
+    assert re.match(said, errors)
+    assert errors.count("\n") == 1
+    assert wait_until(lambda: not alive([*who.values()], tmp_path), DOWN_WITHIN)
+
+
+def test_a_job_that_trains_for_longer_than_the_timeout_goes_on(tmp_path: Path) -> None:
+    done = run(*ONE, "--comm-timeout", "0.001", "--out", str(tmp_path), ranks=1)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -79,8 +79,16 @@ class Server(Node):
         self.register_message_receive_handler(Kind.RESULTS, self.on_results)
 
     def run(self) -> None:
+        self.com_manager.on_silence = self.on_silence
         self.next_experiment()
         super().run()
+
+    def on_silence(self, seconds: float) -> None:
+        """Raises TimeoutError where an answer is due and nobody has said anything for ``--comm-timeout`` seconds."""
+        if self.waiting and 0 < self.current.settings.comm_timeout < seconds:
+            kind, who = min(self.waiting)
+            rank, client = (self.home[who], f", client {who}") if kind == Kind.UPDATE else (who, "")
+            raise TimeoutError(f"nothing from rank {rank}{client} for {seconds:.1f} seconds (--comm-timeout)")
 
     def all_answered(self, kind: Kind, who: int) -> bool:
         self.waiting.discard((kind, who))

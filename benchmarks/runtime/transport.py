@@ -8,7 +8,9 @@ whose only meaning is "look now". A rank on another host has no doorbell and loo
 import contextlib
 import select
 import socket
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ class MpiTransport(BaseCommunicationManager):
         self.receives: list[tuple[Any, np.ndarray]] = []
         self.arrived: deque[np.ndarray] = deque()
         self.running = False
+        self.on_silence: Callable[[float], None] = lambda seconds: None  # hears for how long nothing has arrived
         self.doorbell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.doorbell.setblocking(False)
         self.doorbell.bind(self._address(comm.rank))
@@ -71,14 +74,15 @@ class MpiTransport(BaseCommunicationManager):
     def handle_receive_message(self) -> None:
         """Hands each message that arrives to the manager it is addressed to, until ``stop_receive_message``."""
         self.running = True
-        sleep = SHORTEST_SLEEP
+        sleep, last = SHORTEST_SLEEP, time.monotonic()
         while self.running:
             self._look()
             if self.arrived:
                 message = decode(self.arrived.popleft())
                 self.observers[message.get_receiver_id()].receive_message(message.get_type(), message)
-                sleep = SHORTEST_SLEEP
+                sleep, last = SHORTEST_SLEEP, time.monotonic()
                 continue
+            self.on_silence(time.monotonic() - last)
             # A large message moves only while both ends look at MPI.
             longest = 20 * SHORTEST_SLEEP if self.sends or self.receives else self.longest_sleep
             sleep = min(2 * sleep, longest)
