@@ -7,6 +7,7 @@ Random streams are not in it: each is a function of (seed, client, round).
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,7 +94,7 @@ def commit(folder: Path, shared: dict[str, Tensor], server: dict[str, Tensor], r
     files.write(folder / "server.safetensors", save(server))
     digests = {path.name: _digest(path) for path in folder.glob("*.safetensors")}
     whole = Record(version=VERSION, files=digests, **record)
-    files.write(folder / "server.json", whole.model_dump_json().encode())
+    files.write(folder / "server.json", json.dumps(whole.model_dump()).encode())  # a loss may be NaN
     files.sync(folder)
     final = folder.with_suffix("")
     with files.naming(final):
