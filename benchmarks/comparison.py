@@ -1,17 +1,18 @@
 """Reads recorded runs and sets the methods side by side, one comparison for each data set and partition."""
 
-import io
-import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import yaml
+from pydantic import BaseModel, ValidationError
 from scipy.special import stdtrit
+
+from benchmarks import files
 
 TARGET = 0.95
 """The default target accuracy, as a share of the best method's final accuracy."""
@@ -90,23 +91,51 @@ def find_unfinished(folders: Sequence[Path]) -> list[Path]:
     return sorted(folder for folder in begun if not (folder / "summary.json").exists())
 
 
-def _load_run(folder: Path) -> Run:
-    def read(name: str, parse: Callable[[str], Any]) -> Any:
-        try:
-            return parse((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise ReportError(f"{folder / name} cannot be read: {' '.join(str(error).split())}") from error
+class Accuracy(BaseModel, allow_inf_nan=False):
+    mean: float
+    std: float
+    worst_decile: float
+    per_client: list[float]
 
-    summary = read("summary.json", lambda text: dict(json.loads(text)))
-    needed = {"algo", "dataset", "partition", "model", "seed", "rounds", "clients", "accuracy"}
-    needed |= {"parameters_per_client_round", "transmitted", "partition_sha256"}
-    if missing := sorted(needed - summary.keys()):
+
+class Summary(BaseModel, allow_inf_nan=False):
+    """What a summary.json must hold to be compared."""
+
+    algo: str
+    dataset: str
+    partition: str
+    model: str
+    seed: int
+    rounds: int
+    clients: int
+    accuracy: Accuracy | None
+    parameters_per_client_round: dict[Literal["up", "down"], int]
+    transmitted: dict[str, int]
+    partition_sha256: str
+
+
+def _load_run(folder: Path) -> Run:
+    try:
+        summary = files.read_json(folder / "summary.json")
+        config = files.read_yaml(folder / "config.yaml")
+    except ValueError as error:
+        raise ReportError(str(error)) from None
+    if missing := sorted(Summary.model_fields.keys() - summary.keys()):
         raise ReportError(f"{folder / 'summary.json'} lacks {', '.join(missing)}")
+    try:
+        Summary.model_validate(summary)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        wrong = ".".join(map(str, first["loc"]))[:80]
+        raise ReportError(f"{folder / 'summary.json'} cannot be used: {wrong}: {first['msg']}") from None
     summary.setdefault("label", summary["algo"])
     columns = ["round", "accuracy_mean", "parameters_up", "parameters_down"]
-    rounds = read("rounds.csv", lambda text: pd.read_csv(io.StringIO(text), usecols=columns))
+    try:
+        rounds = pd.read_csv(folder / "rounds.csv", usecols=columns)
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{folder / 'rounds.csv'} cannot be read: {' '.join(str(error).split())}") from error
     rounds["parameters"] = rounds["parameters_up"] + rounds["parameters_down"]
-    return Run(folder, summary, rounds, read("config.yaml", lambda text: dict(yaml.safe_load(text))))
+    return Run(folder, summary, rounds, config)
 
 
 def half_interval(values: Sequence[float]) -> float:

@@ -1,9 +1,18 @@
-"""Files that survive a crash: written whole or not at all, on the disk before the next step, named where that fails."""
+"""Files that survive a crash: written whole or not at all, on the disk before the next step, named where that fails.
 
+And files that anybody may have written: read within bounds.
+"""
+
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST = 1 << 24  # bytes of a config.yaml or summary.json: 10,000 clients need a tenth of it
 
 
 def write(path: Path, content: bytes) -> None:
@@ -40,3 +49,35 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file. Raises ValueError with a short sentence where there is none."""
+    return _read(path, json.loads)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file of plain values. Raises ValueError with a short sentence where there is none.
+
+    What this project writes has no aliases; a few lines of them stand for gigabytes.
+    """
+
+    def parse(text: str) -> Any:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases")
+        return yaml.safe_load(text)
+
+    return _read(path, parse)
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        with naming(path), path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+        if not isinstance(found := parse(content.decode()), dict):
+            raise ValueError("it holds something else than names and values")
+    except (OSError, ValueError, RecursionError, TypeError, OverflowError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return found

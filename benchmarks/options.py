@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from baselines.fedavg import FedAvgTrainer
+from benchmarks import files
 from benchmarks.config import Settings, sentence
 from benchmarks.experiment import Experiment
 from benchmarks.methods import METHODS, build_trainer, find_method
@@ -200,13 +201,15 @@ def check_directory(settings: Settings) -> None:
         if any(directory.iterdir()):
             raise UsageError(f"{directory} holds files that are not a run's; choose another --out or remove them")
         return
-    there, here = yaml.safe_load(config.read_text()), settings.record()
+    try:
+        there, here = files.read_yaml(config), settings.record()
+    except ValueError as error:
+        raise UsageError(f"{error}; choose another --out or remove {directory}") from None
     if there != here:
-        key = next(key for key in here if not isinstance(there, dict) or there.get(key) != here[key])
-        value = there.get(key) if isinstance(there, dict) else there
+        key = next(key for key in {**here, **there} if there.get(key, "nothing") != here.get(key, "nothing"))
         raise UsageError(
-            f"{directory} holds a different experiment ({key}: {value} there, {here[key]} here); "
-            "choose another --out or remove it"
+            f"{directory} holds a different experiment ({key!s:.40}: {there.get(key)!s:.200} there, {here.get(key)} "
+            "here); choose another --out or remove it"
         )
 
 
