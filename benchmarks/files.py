@@ -12,7 +12,9 @@ from typing import Any
 
 import yaml
 
-LARGEST = 1 << 24  # bytes of a config.yaml or summary.json: 10,000 clients need a tenth of it
+LARGEST_JSON = 1 << 24  # bytes of a summary.json: 10,000 clients need a tenth of it
+LARGEST_YAML = 1 << 18  # bytes of a config.yaml, which holds options
+MOST_BRACKETS = 1000  # in one: the scanner's time grows with the square of their depth
 
 
 def write(path: Path, content: bytes) -> None:
@@ -53,7 +55,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file. Raises ValueError with a short sentence where there is none."""
-    return _read(path, json.loads)
+    return _read(path, json.loads, LARGEST_JSON)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -63,19 +65,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
 
     def parse(text: str) -> Any:
+        if text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise ValueError(f"it has more than {MOST_BRACKETS} brackets")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise ValueError("it has aliases")
         return yaml.safe_load(text)
 
-    return _read(path, parse)
+    return _read(path, parse, LARGEST_YAML)
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _read(path: Path, parse: Callable[[str], Any], largest: int) -> dict[str, Any]:
     try:
         with naming(path), path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise ValueError(f"it is larger than {largest} bytes")
         if not isinstance(found := parse(content.decode()), dict):
             raise ValueError("it holds something else than names and values")
     except (OSError, ValueError, RecursionError, TypeError, OverflowError, AttributeError, yaml.YAMLError) as error:
