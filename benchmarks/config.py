@@ -73,6 +73,9 @@ class Settings(BaseModel):
         description="close a round without the participants whose simulated time (samples x epochs x slowdown) is "
         "above X times the median participant's; 0: wait for all",
     )
+    threads: int = Field(
+        1, ge=1, description="threads of a rank's kernels; other bits than with 1, the same only for the same N"
+    )
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
     tuned: list[str] = Field([], description="those of them that benchmarks/tuned.yaml says")

@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     option("dropout", metavar="P")
     option("stragglers", metavar="P")
     option("deadline", metavar="X")
+    option("threads", metavar="N")
     option("histograms", action="store_true")
     for name in HYPER_OPTIONS:
         meaning = next(m.Hyper.model_fields[name].description for m in METHODS.values() if name in m.Hyper.model_fields)

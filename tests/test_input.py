@@ -97,6 +97,11 @@ MORE = [
     (("--clip-norm", "-1"), "-1", "greater than or equal to 0"),
     (("--eval-every", "-1"), "-1", "greater than or equal to 0"),
     (("--checkpoint-every", "-1"), "-1", "greater than or equal to 0"),
+    (("--checkpoint-minutes", "-1"), "-1", "greater than or equal to 0"),
+    (("--dropout", "1.5"), "1.5", "less than or equal to 1"),
+    (("--stragglers", "0.5"), "0.5", "--deadline above 0"),
+    (("--deadline", "soon"), "soon", "number"),
+    (("--threads", "0"), "'0'", "greater than or equal to 1"),
     (("--seed", "lucky"), "lucky", "integer"),
     (("--quantize", "3"), "'3'", "'float16'"),
     (("--quantize", "few"), "'few'", "'float16'"),
@@ -240,6 +245,17 @@ def test_one_different_experiment_among_several_stops_all(finished: Path) -> Non
     before = snapshot(finished)
     refusal(finished, "--algo", "fedavg", "local", "--rounds", "2")
     assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10_000, "a: &a [*a]", "!!python/object/apply:os.getcwd []", "rounds: 1\nnew: 2"]
+)
+def test_a_configuration_that_is_none_is_refused(finished: Path, tmp_path: Path, text: str) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    config = directory(out, "local") / "config.yaml"
+    config.write_text(text)
+    assert str(config.parent) in refusal(out, *TINY, "--resume")
+    assert config.read_text() == text
 
 
 def test_a_strangers_folder_is_left_as_it_is(tmp_path: Path) -> None:

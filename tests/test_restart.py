@@ -23,7 +23,7 @@ from tests.jobs import ROOT, directory, rows, run, start, summary
 from tests.test_jobs import alive, family, same_findings, wait_until
 
 EVERY = 3  # rounds between checkpoints
-ROUNDS = 150
+ROUNDS = 110
 LONG = (
     "--algo",
     "pfedme",
@@ -56,6 +56,7 @@ def ended(job: subprocess.Popen[str], processes: list[psutil.Process], out: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_killed_at_20_random_moments_loses_only_the_rounds_since_its_checkpoint(tmp_path: Path) -> None:
     """One run, killed again and again: in start-up, in training, while it writes; mpirun, the server or a worker."""
     moments, out = random.Random(5), tmp_path / "killed"

@@ -112,6 +112,7 @@ class Worker(Node):
         experiment = self.experiments[message.get("experiment")]
         self.store = open_store(experiment.store, message.get("partition_sha256"))
         self.settings = experiment.settings
+        torch.set_num_threads(self.settings.threads)
         self.trainer = build_trainer(self.settings, self.store)
         self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
         self.fresh_state = self.trainer.get_private_state()
