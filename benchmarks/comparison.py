@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from scipy.special import stdtrit
 
 from benchmarks import files
+from benchmarks.record import whose
 
 TARGET = 0.95
 """The default target accuracy, as a share of the best method's final accuracy."""
@@ -239,7 +240,7 @@ def take_notes(ended: dict[str, list[Run]], finished: dict[str, list[Run]]) -> l
     for algo, runs in ended.items():
         for run in runs:
             if d := run.summary.get("diverged"):
-                place = f"round {d['round']}, client {d['client']}, learning rate {d['lr']:g}"
+                place = f"round {d['round']}, {whose(d['client'])}, learning rate {d['lr']:g}"
                 notes.append(f"{algo}, seed {run.summary['seed']}, diverged ({place}): {d['reason']}.")
         if len({yaml.safe_dump(run.settings | {"seed": 0}) for run in runs}) > 1:
             notes.append(f"The seeds of {algo} ran with different settings.")

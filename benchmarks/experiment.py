@@ -155,14 +155,18 @@ class Run:
     def aggregate(self) -> None:
         """Makes the new global model of the updates that arrived; without any it stays as it is."""
         if self.arriving:
-            updates = [self.updates[client] for client in self.arriving]
-            self.aggregator.set_model_params(self.aggregator.aggregate(updates))
+            new = self.aggregator.aggregate([self.updates[client] for client in self.arriving])
+            if not all(tensor.isfinite().all() for tensor in new.values()):
+                self.give_up(None, "the new global model is not finite")
+                return
+            self.aggregator.set_model_params(new)
         self.updates = {}
         self.seen.update(self.arriving)
 
-    def give_up(self, client: int, reason: str) -> None:
-        """Notes that ``client`` left the finite numbers in this round, which ends the run."""
-        if self.diverged is None or client < self.diverged["client"]:  # the same one whoever comes first
+    def give_up(self, client: int | None, reason: str) -> None:
+        """Notes that ``client``, or None for the server, left the finite numbers in this round, which ends the run."""
+        known = self.diverged
+        if known is None or (client is not None and known["client"] is not None and client < known["client"]):
             lr = self.settings.hyper["lr"] * self.settings.hyper["lr_decay"] ** (self.round - 1)
             self.diverged = {"client": client, "round": self.round, "lr": lr, "reason": reason}
 

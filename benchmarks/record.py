@@ -63,6 +63,11 @@ TAGS = {
 alphabet: with these names, accuracy, its spread and worst decile, and what was transmitted."""
 
 
+def whose(client: int | None) -> str:
+    """Returns who left the finite numbers, in words: a client, or the server's aggregate."""
+    return "server" if client is None else f"client {client}"
+
+
 def summarize_clients(figures: Mapping[int, float]) -> dict[str, Any]:
     """Returns mean, std, worst_decile and per_client of one figure per client; every client counts alike.
 

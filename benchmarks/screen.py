@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.config import Settings
-from benchmarks.record import ClientFigures
+from benchmarks.record import ClientFigures, whose
 from benchmarks.runtime.process import launcher
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Screen:
             self.bar.stop()
         if d := run.diverged:
             print(
-                f"diverged: {run.settings.label}, client {d['client']}, round {d['round']}: {d['reason']}",
+                f"diverged: {run.settings.label}, {whose(d['client'])}, round {d['round']}: {d['reason']}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -553,3 +553,12 @@ def test_a_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
     last = re.split(r"[\r\n]+", text.strip())[-1]
     for figure in (r"round\s+2/2", r"accuracy 0\.\d+", r"8\.1 ?M", r"\d:\d\d"):  # the last is the time left
         assert re.search(figure, last), f"{figure} not in {last!r}"
+
+
+def test_a_global_model_that_leaves_the_finite_numbers_is_recorded(tmp_path: Path) -> None:
+    options = ("--algo", "fedavgm", "--set", "server_lr=1e42", "--rounds", "2", "--epochs", "1")
+    done = run(*options, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    diverged = summary(tmp_path, "fedavgm")["diverged"]
+    assert (diverged["client"], diverged["reason"]) == (None, "the new global model is not finite")
+    assert "server" in done.stderr

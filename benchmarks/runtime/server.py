@@ -218,11 +218,9 @@ class Server(Node):
     def close_round(self) -> None:
         """Aggregates, and asks the workers for what is due after this round."""
         run = self.current
-        judge, keep = run.judged(), run.kept()
-        if run.diverged:
-            judge = keep = False
-        else:
+        if not run.diverged:
             run.aggregate()
+        judge, keep = (False, False) if run.diverged else (run.judged(), run.kept())
         run.seconds["training"] += time.perf_counter() - self.clock
         if not (judge or keep or run.diverged):
             self.screen.advance(run.round, {}, {})
