@@ -474,7 +474,20 @@ def test_nonsense_is_refused_before_any_rank_trains(tmp_path: Path, options: tup
 
 # Real jobs
 
-JOB = ("--rounds", "3", "--epochs", "1", "--clients", "4", "--clients-per-round", "3", "--checkpoint-every", "1")
+JOB = (
+    "--rounds",
+    "3",
+    "--epochs",
+    "1",
+    "--clients",
+    "4",
+    "--clients-per-round",
+    "3",
+    "--checkpoint-every",
+    "1",
+    "--eval-every",
+    "0",
+)
 CASES = {"ditto": (), "fedbn": ("--model", "cnn-bn", "--fraction", "0.1")}
 
 
