@@ -22,12 +22,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of
+from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of, search
 from baselines.split import learned
 
 
 class ScaffoldHyper(FedAvgHyper, frozen=True):
-    server_lr: float = Field(1.0, gt=0, description="η_g, the server's step size")
+    server_lr: float = Field(1.0, gt=0, description="η_g, the server's step size", **search(0.3, 1))
 
 
 class ScaffoldAggregator(FedAvgAggregator):
