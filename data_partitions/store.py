@@ -40,6 +40,7 @@ from data_partitions.errors import DataError
 from data_partitions.partitioners import SPLITS
 
 VERSION = 1
+LARGEST_CHUNK = 1 << 28  # bytes: a chunk is unpacked whole, and says itself how large it is
 SAMPLES_FORMAT = "data_partitions samples"
 PARTITION_FORMAT = "data_partitions partition"
 
@@ -307,8 +308,17 @@ def _known_file(path: Path, kind: str) -> Iterator[h5py.File]:
             yield file
     except DataError:
         raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is not a whole {kind} file ({error}); remove it") from error
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as e:
+        raise DataError(f"{path} is not a whole {kind} file ({e}); remove it") from e
 
 
 def _meta(file: h5py.File) -> Meta:
@@ -324,6 +334,8 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or dataset.dtype.hasobject:
         raise DataError(f"{file.filename} keeps {name} in a way that is not read here; remove it")
+    if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > LARGEST_CHUNK:
+        raise DataError(f"{file.filename} keeps {name} in chunks larger than {LARGEST_CHUNK} bytes; remove it")
     return dataset
 
 

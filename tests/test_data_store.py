@@ -264,6 +264,17 @@ def test_embedded_samples_must_be_in_the_file(tmp_path: Path) -> None:
         open_store(path)
 
 
+def test_a_chunk_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = prepare("mnist5k", None, "iid", 10, 0, tmp_path, embed=True)
+    with h5py.File(path, "r+") as file:
+        shape = file["x"].shape
+        del file["x"]
+        more = {"maxshape": (None, *shape[1:]), "chunks": (400_000, *shape[1:]), "compression": "gzip"}
+        file.create_dataset("x", shape, np.uint8, **more)
+    with pytest.raises(DataError, match="keeps x in chunks larger than"):
+        open_store(path)
+
+
 def test_clients_and_splits_that_do_not_exist(built: Path) -> None:
     with open_store(built) as store:
         with pytest.raises(IndexError, match="client -1 is not in 0 to 9"):
