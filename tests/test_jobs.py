@@ -478,6 +478,48 @@ def test_a_failing_client_ends_the_job_in_one_sentence(tmp_path: Path, ranks: in
     assert not list(out.rglob("summary.json"))
 
 
+FORGE = """
+from benchmarks.runtime.client import Worker
+from benchmarks.runtime.messages import Kind
+
+send = Worker.send
+def forged(self, kind, receiver, tensors=None, **params):
+    if (kind, self.rank, params.get("round")) == (Kind.UPDATE, 2, 2):
+        {forgery}
+    send(self, kind, receiver, tensors, **params)
+Worker.send = forged
+"""
+"""Worker 2 lies in round 2."""
+
+
+@pytest.mark.parametrize(
+    ("forgery", "wrong"),
+    [
+        ("tensors = tensors[:-1]", "expected 203530 parameters, got 203529"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("tensors[7] = float('nan')", "is not finite"),
+                ("params['round'] = 1", "for round 1 in round 2"),
+                ("params['client'] = 99", "none was due from it for client 99"),
+                ("params['samples'] += 1", "samples, not"),
+                ("params['samples'] = '5'", "its samples is '5' instead of int"),
+                ("kind = Kind.FINISH", "that is not its part"),
+                ("kind = 99", "there is no such type"),
+            ]
+        ),
+    ],
+)
+def test_a_wrong_message_ends_the_job_and_names_its_sender(tmp_path: Path, forgery: str, wrong: str) -> None:
+    out = tmp_path / "out"
+    done = run("--algo", "fedavg", *SHORT, "--out", str(out), ranks=3, before=FORGE.format(forgery=forgery))
+    assert done.returncode != 0
+    (sentence,) = done.stderr.splitlines()
+    for fact in ("error: rank 0", "round 2", "worker 2 sent", wrong):
+        assert fact in sentence
+    assert not list(out.rglob("summary.json"))
+
+
 # Network and screen
 
 
