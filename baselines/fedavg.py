@@ -185,7 +185,7 @@ class FedAvgTrainer(ClientTrainer):
         x, y = train_data.tensors
         self.model.train()
         for _ in range(epochs):
-            loss = torch.zeros(())
+            loss = torch.zeros((), device=y.device)
             for batch in torch.randperm(len(y)).split(self.samples_per_step):
                 loss += self.step(x[batch], y[batch], lr)
             if not math.isfinite(loss):

@@ -76,6 +76,9 @@ class Settings(BaseModel):
     threads: int = Field(
         1, ge=1, description="threads of a rank's kernels; other bits than with 1, the same only for the same N"
     )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where clients train: cpu | cuda, where the ranks of a host take its GPUs in turn"
+    )
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
     tuned: list[str] = Field([], description="those of them that benchmarks/tuned.yaml says")

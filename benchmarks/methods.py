@@ -66,10 +66,10 @@ def find_method(algo: str, parameterization: str | None = None) -> type[FedAvgTr
     return on_factors(method, parameterization)  # type: ignore[arg-type]
 
 
-def build_trainer(settings: Settings, store: Store) -> FedAvgTrainer:
+def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> FedAvgTrainer:
     """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
     torch.manual_seed(settings.seed)
-    model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std)
+    model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std).to(device)
     args = SimpleNamespace(
         random_seed=settings.seed, round_idx=0, client_num_in_total=settings.clients, **settings.hyper
     )

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+import torch
 import yaml
 from pydantic import ValidationError
 
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     option("stragglers", metavar="P")
     option("deadline", metavar="X")
     option("threads", metavar="N")
+    option("device", metavar="NAME")
     option("histograms", action="store_true")
     for name in HYPER_OPTIONS:
         meaning = next(m.Hyper.model_fields[name].description for m in METHODS.values() if name in m.Hyper.model_fields)
@@ -145,7 +147,10 @@ def explain_methods() -> str:
 
 def load_tuned(dataset: str, model: str) -> tuple[dict[str, dict[str, Any]], list[int]]:
     """Returns the values that ``benchmarks/tune.py`` chose for each method, and the seeds that it chose them on; both
-    empty where it was not run for this case."""
+    empty where it was not run for this case.
+
+    What was chosen on dense weights also serves on others that were not tuned.
+    """
     record = yaml.safe_load(TUNED.read_text()) if TUNED.exists() else {}
     section = record.get(dataset, {}).get(model, {"methods": {}, "seeds": []})
     return {variant: entry["chosen"] for variant, entry in section["methods"].items()}, section["seeds"]
@@ -182,7 +187,7 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
             raise UsageError(sentence(error)) from None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        hyper, tuned = hyper_parameters(algo, weights, options, chosen.get(settings.variant, {}))
+        hyper, tuned = hyper_parameters(algo, weights, options, chosen.get(settings.variant, chosen.get(algo, {})))
         if tuned and settings.seed in tuning_seeds:
             raise UsageError(
                 f"--seed: benchmarks/{TUNED.name} chose {algo}'s {', '.join(tuned)} on seed {seed}, which no "
@@ -230,6 +235,8 @@ def plan(options: argparse.Namespace) -> list[Experiment]:
     Returns the experiments that are due. Raises UsageError or DataError before anything of an earlier run is touched.
     """
     wanted = settings_of(options)
+    if wanted[0].device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: torch finds no GPU for cuda here; take cpu")
     check_writable(Path(options.out))
     for settings in wanted:
         check_directory(settings)

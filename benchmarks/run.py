@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transport = MpiTransport(group.comm, group.job, group.one_host)
     if group.comm.rank or group.comm.size == 1:
-        nodes.append(Worker(transport, group.comm.rank or 1, experiments))
+        nodes.append(Worker(transport, group.comm.rank or 1, experiments, group.local_rank))
     if group.comm.rank == 0:
         from benchmarks.runtime.server import Server
         from benchmarks.screen import Screen

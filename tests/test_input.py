@@ -57,6 +57,10 @@ FIRST = [
 
 MORE = [
     (("--algo", ""), "''", "pfedme"),
+    (("--algo", "pfedpara", "--parameterization", "lowrank"), "pfedpara", "--algo fedavg"),
+    (("--parameterization", "tucker"), "tucker", "dense, fedpara, pfedpara, lowrank"),
+    (("--device", "tpu"), "tpu", "'cpu' or 'cuda'"),
+    (("--algo", "fedprox", "--set", "mu=-1"), "-1", "greater than or equal to 0"),
     (("--dataset", ""), "''", "mnist5k"),
     (("--dataset", "h5:"), "h5:", "h5:PATH"),
     (("--partition", "dirichlet"), "'dirichlet'", "above 0"),

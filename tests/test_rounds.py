@@ -11,10 +11,16 @@ from pydantic import ValidationError
 
 from benchmarks.config import Settings
 from benchmarks.experiment import draw_faults
+from benchmarks.runtime.client import pick_device
 from benchmarks.runtime.server import balance, place
 
 SIZES = st.dictionaries(st.integers(0, 50), st.integers(0, 500), max_size=30)
 WORKERS = range(1, 4)
+
+
+def test_the_ranks_of_a_host_take_its_gpus_in_turn() -> None:
+    assert [pick_device("cuda", local_rank, 2) for local_rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert pick_device("cpu", 3, 0) == "cpu"
 
 
 def loads(sizes: dict[int, int], clients: dict[int, list[int]]) -> list[int]:

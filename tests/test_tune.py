@@ -49,7 +49,11 @@ def test_trials_begin_with_the_defaults_and_find_the_best_of_a_hill() -> None:
 @pytest.fixture
 def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "tuned.yaml"
-    methods = {"fedavg": {"chosen": {"lr": 0.7}}, "fedavg-fedpara": {"chosen": {"lr": 0.3}}}
+    methods = {
+        "fedavg": {"chosen": {"lr": 0.7}},
+        "fedprox": {"chosen": {"lr": 0.6}},
+        "fedavg-fedpara": {"chosen": {"lr": 0.3}},
+    }
     section = {"partitions": ["iid"], "seeds": [100], "rounds": 3, "trials": 2, "methods": methods}
     path.write_text(yaml.safe_dump({"mnist5k": {"mlp": section}}))
     monkeypatch.setattr(options, "TUNED", path)
@@ -69,6 +73,11 @@ def test_runs_use_what_was_chosen_for_the_method_on_its_weights(tuned: Path) -> 
     ]
     assert [(s.hyper["lr"], s.tuned) for s in settings("--lr", "0.7")] == [(0.7, []), (0.7, [])]
     assert [s.tuned for s in settings("--model", "cnn")] == [[], []]
+
+
+def test_what_was_chosen_on_dense_weights_serves_where_others_were_not_tuned(tuned: Path) -> None:
+    line = ("--algo", "fedprox", "--parameterization", "dense", "lowrank")
+    assert [s.hyper["lr"] for s in options.settings_of(options.parser().parse_args(line))] == [0.6, 0.6]
 
 
 def test_runs_say_which_values_are_tuned(tuned: Path) -> None:
@@ -91,6 +100,7 @@ def test_methods_tuned_in_another_way_are_not_mixed(tuned: Path) -> None:
     assert set(tune.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "3"]))[1]) == {
         "fedavg",
         "fedavg-fedpara",
+        "fedprox",
     }
 
 

@@ -29,6 +29,11 @@ from data_partitions import Store, open_store
 CACHED = 96  # clients' splits whose samples a worker keeps at hand; the store is mapped, so others are soon read
 
 
+def pick_device(kind: str, local_rank: int, gpus: int) -> str:
+    """Returns the device of a host's rank number ``local_rank``, for torch: the ranks take the ``gpus`` in turn."""
+    return f"cuda:{local_rank % gpus}" if kind == "cuda" else kind
+
+
 class Node(FedMLCommManager):
     """One of FedML's managers on our transport."""
 
@@ -92,9 +97,10 @@ class Worker(Node):
     trainer: FedAvgTrainer
     store: Store
 
-    def __init__(self, transport: MpiTransport, node: int, experiments: list[Experiment]) -> None:
+    def __init__(self, transport: MpiTransport, node: int, experiments: list[Experiment], local_rank: int) -> None:
+        """``local_rank``: this rank's number on its host."""
         super().__init__(transport, node)
-        self.experiments = experiments
+        self.experiments, self.local_rank = experiments, local_rank
         self.states: MutableMapping[int, Params] = {}
         self.busy = ""  # what to name if this rank fails
 
@@ -113,7 +119,8 @@ class Worker(Node):
         self.store = open_store(experiment.store, message.get("partition_sha256"))
         self.settings = experiment.settings
         torch.set_num_threads(self.settings.threads)
-        self.trainer = build_trainer(self.settings, self.store)
+        self.device = pick_device(self.settings.device, self.local_rank, torch.cuda.device_count())
+        self.trainer = build_trainer(self.settings, self.store, self.device)
         self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
         self.fresh_state = self.trainer.get_private_state()
         folder = experiment.settings.state_folder
@@ -134,7 +141,7 @@ class Worker(Node):
 
     def load(self, client: int, split: str) -> TensorDataset:
         x, y = self.store.samples(client, split)
-        return TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+        return TensorDataset(torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device))
 
     def take_up(self, client: int, tensors: torch.Tensor | None) -> None:
         """Makes the trainer that client's: its data and private tensors, then the shared ones that came."""
@@ -158,7 +165,7 @@ class Worker(Node):
         self.take_up(client, received)
         data = trainer.local_train_dataset
         try:
-            trainer.train(data, torch.device("cpu"), args)
+            trainer.train(data, torch.device(self.device), args)
             shared = flatten(trainer.get_model_params())
             if not shared.isfinite().all():
                 raise DivergedError("a parameter that it would send is not finite")
@@ -167,7 +174,7 @@ class Worker(Node):
             self.busy = ""
             return
         if state := trainer.get_private_state():
-            self.states[client] = state
+            self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
         stream = codec.random_stream(1, self.settings.seed, client, number)
         packed = codec.pack(shared, received, self.travelling, self.settings.quantize, stream)
         self.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)

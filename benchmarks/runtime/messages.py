@@ -126,11 +126,11 @@ def decode(buffer: np.ndarray) -> Message:
 
 
 def flatten(params: dict[str, Tensor]) -> Tensor:
-    """Returns the tensors end to end, float32 (n,). Raises ValueError where one is not float32."""
+    """Returns the tensors end to end, float32 (n,) on the CPU. Raises ValueError where one is not float32."""
     for name, tensor in params.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name}: only float32 travels, got {tensor.dtype}")
-    return torch.cat([tensor.reshape(-1) for tensor in params.values()]) if params else torch.empty(0)
+    return torch.cat([tensor.reshape(-1) for tensor in params.values()]).cpu() if params else torch.empty(0)
 
 
 def unflatten(flat: Tensor | None, template: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ class Group(NamedTuple):
     comm: Any  # MPI.COMM_WORLD
     job: str  # a name no other job on these hosts has
     one_host: bool
+    local_rank: int  # this rank's number on its host
 
 
 def start() -> Group:
@@ -57,7 +58,7 @@ def start() -> Group:
     everyone = bytearray(CARD * comm.size)
     comm.Allgather(f"{secrets.token_hex(8)} {socket.gethostname()}".encode()[:CARD].ljust(CARD), everyone)
     names, hosts = zip(*(everyone[i : i + CARD].decode().split() for i in range(0, len(everyone), CARD)), strict=True)
-    return Group(comm, names[0], len(set(hosts)) == 1)
+    return Group(comm, names[0], len(set(hosts)) == 1, hosts[: comm.rank].count(hosts[comm.rank]))
 
 
 def launcher() -> "psutil.Process":
