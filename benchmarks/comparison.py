@@ -183,8 +183,8 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
 
     Means over seeds: accuracy with half_interval, difference (to the REFERENCE on the same seed and partition) with
     half_interval_of_difference, worst_decile and below_local (share of clients), as fractions; up and down, parameters
-    a client and round; transmitted, parameters in all, and bytes; to_target, parameters transmitted when the mean over
-    seeds first reaches the target. NaN where a method has no such figure.
+    a client and round, and bytes_up and bytes_down; transmitted, parameters in all, and bytes; to_target, parameters
+    transmitted when the mean over seeds first reaches the target. NaN where a method has no such figure.
     """
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
     columns += ["parameters_per_client_round.down"]
@@ -193,6 +193,12 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
     seeds = flat.reindex(columns=["label", *columns]).groupby("label")
     mean = seeds[columns].mean()
     target = TARGET * mean["accuracy.mean"].max() if target is None else target
+    sent = {  # bytes of a message; 0 where none was sent
+        way: mean[f"transmitted.bytes_{way}"]
+        / mean[f"transmitted.parameters_{way}"].clip(lower=1)
+        * mean[f"parameters_per_client_round.{way}"]
+        for way in ("up", "down")
+    }
     below, to_target, paired = {}, {}, {}
     for algo, finished in runs.items():
         if differences := differences_to_local(finished, runs.get("local", [])):
@@ -214,6 +220,8 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
             "below_local": pd.Series(below, dtype=float),
             "up": mean["parameters_per_client_round.up"],
             "down": mean["parameters_per_client_round.down"],
+            "bytes_up": sent["up"],
+            "bytes_down": sent["down"],
             "transmitted": mean["transmitted.parameters_up"] + mean["transmitted.parameters_down"],
             "bytes": mean["transmitted.bytes_up"] + mean["transmitted.bytes_down"],
             "to_target": pd.Series(to_target, dtype=float),

@@ -20,6 +20,7 @@ import yaml
 
 RECORDED = Path(__file__).with_name("cost.yaml")
 GIGABIT, MEGABIT = 1e9 / 8, 1e6 / 8  # bytes a second
+MODEL, SAMPLES, BATCH = "mlp", 500, 32  # what a client of perf.py trains, for one local epoch on 28 × 28 pixels
 
 
 class Cost(NamedTuple):
@@ -42,9 +43,12 @@ class Constants(NamedTuple):
     wait: float  # w, seconds a round
 
 
-def recorded() -> Constants | None:
-    """Returns the constants of the recorded run of perf.py, None where there is none."""
-    return Constants(**yaml.safe_load(RECORDED.read_text())["constants"]) if RECORDED.exists() else None
+def recorded() -> tuple[Constants, dict[str, float]] | None:
+    """Returns the constants of the recorded run of perf.py and c by method, None where no run is recorded."""
+    if not RECORDED.exists():
+        return None
+    found = yaml.safe_load(RECORDED.read_text())
+    return Constants(**found["constants"]), {name: one["train"] for name, one in found["methods"].items()}
 
 
 def fit(
@@ -65,8 +69,11 @@ def fit(
     return Constants(serialise, max(float(wait), 0.0)), float(compute)
 
 
-def local_round(constants: Constants, train: float, participants: int, sent: int, parallel: int) -> Cost:
-    """A round on one host: ``train`` seconds a client, ``sent`` bytes each way, so many clients at the same time."""
+def local_round(constants: Constants, train: float, participants: int, sent: float, parallel: int) -> Cost:
+    """A round on one host: ``train`` seconds a client, ``sent`` bytes each way, so many clients at the same time.
+
+    Where a client sends and receives different amounts, ``sent`` is their mean, here and below: only the sum counts.
+    """
     return Cost(
         train * participants / min(parallel, participants),
         2 * participants * sent * constants.serialise,
@@ -75,13 +82,17 @@ def local_round(constants: Constants, train: float, participants: int, sent: int
     )
 
 
-def cluster_round(constants: Constants, train: float, sent: int, ranks: int = 100, link: float = 10 * GIGABIT) -> Cost:
+def cluster_round(
+    constants: Constants, train: float, sent: float, ranks: int = 100, link: float = 10 * GIGABIT
+) -> Cost:
     """A round of one client on each of ``ranks`` ranks with a core of their own; the server's ``link`` carries all."""
     local = local_round(constants, train, ranks, sent, ranks)
     return local._replace(transfer=2 * ranks * sent / link)
 
 
-def phones_round(constants: Constants, train: float, sent: int, phones: int = 10_000, up: float = 10 * MEGABIT) -> Cost:
+def phones_round(
+    constants: Constants, train: float, sent: float, phones: int = 10_000, up: float = 10 * MEGABIT
+) -> Cost:
     """A round of ``phones``, each as fast as the core measured on; down as slow as ``up``, the server at 10 Gb/s."""
     cluster = cluster_round(constants, train, sent, phones)
     return cluster._replace(transfer=cluster.transfer + 2 * sent / up)

@@ -26,8 +26,9 @@ import psutil
 import yaml
 
 from benchmarks import cost
+from benchmarks.cost import BATCH, MODEL, SAMPLES
 
-CLIENTS, SAMPLES, BATCH, LR, CLIP = 10, 500, 32, 0.05, 5.0
+CLIENTS, LR, CLIP = 10, 0.05, 5.0
 RANKS = (2, 3, 6, 11)
 PARAMETERS = (200_000, 1_600_000, 15_000_000)
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def digits(client: int) -> tuple[np.ndarray, np.ndarray]:
 def model() -> Any:
     from benchmarks.models import build_model
 
-    return build_model("mlp", (28, 28), 10, (0.5,), (0.5,))
+    return build_model(MODEL, (28, 28), 10, (0.5,), (0.5,))
 
 
 def plain_loop(rounds: int) -> list[float]:

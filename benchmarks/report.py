@@ -27,6 +27,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
 
+from benchmarks import cost
 from benchmarks.comparison import (
     REFERENCE,
     TARGET,
@@ -50,6 +51,13 @@ LEGEND = (
     "Parameters per client and round: each way. Sent: parameters, up and down, of all clients; in all rounds, or "
     "until the first round in which the mean over seeds reaches the target accuracy. MB: 10⁶ bytes handed to MPI, "
     "headers included.",
+)
+
+LEGEND_OF_COST = (
+    "Seconds of a round: what benchmarks/cost.py computes from these bytes and the recorded run of benchmarks/perf.py "
+    "for a client on each of 100 ranks, and for 10,000 phones with 10 Mb/s each way, the server at 10 Gb/s; training "
+    f"takes what it took there on one core, one local epoch of {cost.SAMPLES} samples of 28 × 28 in batches of "
+    f"{cost.BATCH} on the {cost.MODEL}, whatever the runs did. Other models, and methods not measured, are left out."
 )
 
 COLORS = ("#0072B2", "#009E73", "#000000", "#CC79A7", "#D55E00", "#E69F00", "#56B4E9")
@@ -143,23 +151,56 @@ def wording(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(str)
 
 
-def show(comparisons: Iterable[Comparison], words_of: Callable[[Comparison], pd.DataFrame]) -> None:
+def wording_of_cost(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each method whose training perf.py measured; none where no run of it is recorded."""
+    constants, train = cost.recorded() or (None, {})
+    rows = []
+    for method, (run, *_) in comparison.runs.items():
+        algo, weights = run.summary["algo"], run.summary.get("parameterization", "dense")
+        if not constants or algo not in train or weights not in ("dense", algo) or run.summary["model"] != cost.MODEL:
+            continue
+        figures = comparison.table.loc[method]
+        round_of = constants, train[algo], (figures["bytes_up"] + figures["bytes_down"]) / 2
+        rows.append(
+            {
+                "method": method,
+                "bytes up per client and round": f"{figures['bytes_up']:,.0f}",
+                "bytes down per client and round": f"{figures['bytes_down']:,.0f}",
+                "seconds a round, 100 ranks, 10 Gb/s": f"{cost.cluster_round(*round_of).total:.3f}",
+                "seconds a round, 10,000 phones, 10 Mb/s": f"{cost.phones_round(*round_of).total:.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def legend(comparisons: Iterable[Comparison]) -> tuple[str, ...]:
+    costs = any(not wording_of_cost(comparison).empty for comparison in comparisons)
+    return (*LEGEND, LEGEND_OF_COST) if costs else LEGEND
+
+
+def screen_table(words: pd.DataFrame) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for heading in words:
+        lines = textwrap.fill(heading, 9, break_long_words=False)
+        table.add_column(lines, justify="left" if heading == "method" else "right", vertical="bottom", no_wrap=True)
+    for row in words.itertuples(index=False):
+        table.add_row(*row)
+    return table
+
+
+def show(comparisons: list[Comparison], words_of: Callable[[Comparison], pd.DataFrame]) -> None:
     """Prints the tables, at most 120 columns wide."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
     for comparison in comparisons:
-        words = words_of(comparison)
         console.print(f"{comparison.title} ({comparison.shared})", style="bold")
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-        for heading in words:
-            lines = textwrap.fill(heading, 9, break_long_words=False)
-            table.add_column(lines, justify="left" if heading == "method" else "right", vertical="bottom", no_wrap=True)
-        for row in words.itertuples(index=False):
-            table.add_row(*row)
-        console.print(table)
+        console.print(screen_table(words_of(comparison)))
         for note in comparison.notes:
             console.print(f"* {note}")
         console.print()
-    for line in LEGEND:
+        if not (costs := wording_of_cost(comparison)).empty:
+            console.print(screen_table(costs))
+            console.print()
+    for line in legend(comparisons):
         console.print(line, style="dim")
 
 
@@ -316,17 +357,18 @@ def write(
                 plot(comparison, looks).savefig(path)
             images.append((caption, base64.b64encode(path.read_bytes()).decode()))
             pictures.append(path)
-        words = words_of(comparison)
-        sections.append({"comparison": comparison, "words": words, "images": images})
+        words, costs = words_of(comparison), wording_of_cost(comparison)
+        sections.append({"comparison": comparison, "words": words, "costs": costs, "images": images})
         markdown += [f"## {comparison.title}", "", comparison.shared, ""]
         markdown += [f"    {command}", ""] if command else []
         markdown += [*markdown_rows(words), ""]
         markdown += [f"- {note}" for note in comparison.notes] + [""] * bool(comparison.notes)
+        markdown += [] if costs.empty else [*markdown_rows(costs), ""]
     table = pd.concat({(c.dataset, c.partition): c.table.assign(target=c.target) for c in comparisons})
     table.to_csv(out / "table.csv", index_label=["dataset", "partition", "method"])
-    (out / "table.md").write_text("\n".join([*markdown, *LEGEND, ""]), encoding="utf-8")
+    (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    page = environment.get_template("report.html.j2").render(sections=sections, legend=LEGEND)
+    page = environment.get_template("report.html.j2").render(sections=sections, legend=legend(comparisons))
     (out / "index.html").write_text(page, encoding="utf-8")
     return [out / "index.html", out / "table.md", out / "table.csv", *pictures]
 

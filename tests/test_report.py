@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from benchmarks import report
+from benchmarks import cost, report
 from benchmarks.comparison import compare, half_interval, load
 from benchmarks.record import ClientFigures, Recorder, Totals, summarize_clients
 
+PROSE = ("index.html", "table.md")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -51,6 +53,13 @@ def record(out, algo, seed, rounds, sent=100, received=None, sha=None, diverged=
     recorder.finish(summary)
     recorder.close()
     return recorder.directory
+
+
+@pytest.fixture(autouse=True)
+def recorded_cost(tmp_path_factory, monkeypatch):
+    """Where these tests take the constants of a round's cost from: nothing is there at first."""
+    monkeypatch.setattr(cost, "RECORDED", tmp_path_factory.mktemp("cost") / "cost.yaml")
+    return cost.RECORDED
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +108,8 @@ def test_table_by_hand(runs):
         "below_local": [0, 2 / 6, np.nan],  # FedAvg's client 0: 0.70 and 0.72 are below 0.74, 0.74 is not
         "up": [25, 100, 0],
         "down": [25, 100, 0],
+        "bytes_up": [100, 400, 0],
+        "bytes_down": [100, 400, 0],
         "transmitted": [2 * 2 * 3 * 25, 2 * 2 * 3 * 100, 0],
         "bytes": [4 * 300, 4 * 1200, 0],
         "to_target": [300, np.nan, np.nan],  # 0.855: pfedpara has 0.85 in round 2, 0.90 in round 3
@@ -220,7 +231,7 @@ def test_piped_text_is_aligned_and_narrow_and_needs_no_torch(runs):
     assert "\x1b" not in done.stdout
     lines = done.stdout.splitlines()
     assert max(len(line) for line in lines if str(runs) not in line) <= 120
-    table = [line for line in lines if line.startswith(("method", "pfedpara", "fedavg", "local"))]
+    table = [line for line in lines if line.startswith(("method", "pfedpara", "fedavg", "local"))][:4]
     assert len(table) == 4
     assert len({len(line) for line in table}) == 1
     assert len(table[0]) <= 90
@@ -294,6 +305,43 @@ def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, ca
     ]
     assert "    ./run_all.sh --compatibility" in lines[: lines.index("| optimizer | " + " | ".join(rows[0][1:]) + " |")]
     assert "fedavg" in shown
+
+
+def test_seconds_of_a_round_elsewhere_by_hand(recorded_cost, tmp_path, monkeypatch, capsys):
+    # FedAvg: 1,250,000 parameters of four bytes are 5 MB, or 40 Mb, each way.
+    record(tmp_path, "fedavg", 0, [(0.7, 0.7)] * 3, sent=1_250_000)
+    record(tmp_path, "fedper", 0, [(0.9, 0.9)] * 3, sent=250_000, received=1_250_000)
+    record(tmp_path, "local", 0, [(0.6, 0.6)] * 3, sent=0)
+    record(tmp_path, "ditto", 0, [(0.5, 0.5)] * 3)  # not measured
+    factored = {"parameterization": "fedpara", "label": "fedavg-fedpara"}
+    record(tmp_path / "factored", "fedavg", 0, [(0.5, 0.5)] * 3, **factored)  # measured on dense weights only
+    record(tmp_path, "fedrep", 0, [(0.5, 0.5)] * 3, model="cnn")  # measured on the mlp only
+    status, before, _ = run_report(monkeypatch, capsys, tmp_path)
+    assert status == 0
+    assert "100 ranks" not in before + "".join((tmp_path / "report" / name).read_text() for name in PROSE)
+    train = {"fedavg": 0.5, "fedper": 0.25, "local": 1.0, "fedrep": 1.0}
+    measured = {name: {"train": seconds, "sent": 1} for name, seconds in train.items()}
+    constants = {"serialise": 1e-9, "wait": 0.1}
+    recorded_cost.write_text(yaml.safe_dump({"constants": constants, "methods": measured}))
+    page = tmp_path / "page.md"
+    status, shown, error = run_report(monkeypatch, capsys, tmp_path, "--page", page)
+    assert (status, error) == (0, "")
+    lines = page.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    # fedavg, 100 ranks: 0.5 + 100 × 10 MB × 1 ns + 100 × 80 Mb / 10 Gb/s + 0.1 = 0.5 + 1 + 0.8 + 0.1;
+    # 10,000 phones: 0.5 + 100 + 80 + 0.1, and 80 Mb / 10 Mb/s on a phone's own link.
+    # fedper, 1 MB up and 5 MB down: 0.25 + 0.6 + 0.48 + 0.1; 0.25 + 60 + 48 + 0.1 + 4.8.
+    assert [row for row in rows if len(row) == 5][2:] == [
+        ["fedper", "1,000,000", "5,000,000", "1.430", "113.15"],
+        ["fedavg", "5,000,000", "5,000,000", "2.400", "188.60"],
+        ["local", "0", "0", "1.100", "1.10"],
+    ]
+    assert re.search(r"^fedper +1,000,000 +5,000,000 +1\.430 ", shown, re.MULTILINE)
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert "<td>1.430</td>" in html
+    assert report.LEGEND_OF_COST in lines
+    for line in before.splitlines():  # the rest stays as it was
+        assert line in shown.splitlines()
 
 
 def test_labels_of_many_curves_do_not_cover_each_other(tmp_path):
