@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The comparisons: installs on first use, runs the methods, prints the tables and says where the pictures are.
-#   ./run_all.sh                   every method × seeds 0 … 4 × {dirichlet:0.5, shards:2}, 30 rounds; docs/results.md
-#   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}; docs/compatibility.md
+#   ./run_all.sh                   every method × seeds 0 … 4 × {dirichlet:0.5, shards:2}, 15 rounds; docs/results.md
+#   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 10 rounds;
+#                                  docs/compatibility.md
 #   ./run_all.sh --quick           five methods, one seed, one partition, 10 rounds: under three minutes on two cores
 # Anything else on the command line goes to benchmarks/run.py, e.g. --out elsewhere, and leaves docs/ as it is. A job
 # that was stopped goes on. RANKS: processes in the group (default: one server and a worker per core).
@@ -18,7 +19,7 @@ case "${1:-}" in
 --compatibility)
   shift
   what=(--algo fedavg fedprox scaffold feddyn fedavgm fedadam fedyogi --parameterization dense lowrank fedpara
-    --quantize 32 8 --seed 0 1 2 3 4 --partition dirichlet:0.5 --rounds 30 --eval-every 0 --out runs/compatibility)
+    --quantize 32 8 --seed 0 1 2 --partition dirichlet:0.5 --rounds 10 --eval-every 0 --out runs/compatibility)
   report=(--grid)
   if [ $# -eq 0 ]; then report+=(--command "./run_all.sh --compatibility" --page docs/compatibility.md); fi
   ;;
@@ -26,7 +27,7 @@ case "${1:-}" in
   # Not fedbn: it keeps norm layers private, and the mlp has none.
   what=(--algo local fedavg fedprox scaffold feddyn fedavgm fedadam fedyogi fedper fedrep lg-fedavg fedbabu fedavg-ft
     per-fedavg ditto apfl pfedme pfedpara fedpara lowrank
-    --seed 0 1 2 3 4 --partition dirichlet:0.5 shards:2 --rounds 30 --out runs/full)
+    --seed 0 1 2 3 4 --partition dirichlet:0.5 shards:2 --rounds 15 --out runs/full)
   if [ $# -eq 0 ]; then report=(--command ./run_all.sh --page docs/results.md); fi
   ;;
 esac
