@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +129,19 @@ def test_a_full_disk_ends_the_job_in_one_sentence(tmp_path: Path) -> None:
     assert sentence.startswith("error: rank ")
     assert "No space left on device" in sentence
     assert wait_until(lambda: not alive([], out), DOWN_WITHIN)
+
+
+def test_threads_that_fail_together_end_the_job_in_one_sentence() -> None:
+    """As when a full disk fails a table and TensorBoard's own writer at once."""
+    code = (
+        "import threading; from benchmarks.runtime import process\n"
+        "process.fail_on_error(lambda: 'rank 0', verbose=False); together = threading.Barrier(3)\n"
+        "def write(): together.wait(); raise OSError('disk full')\n"
+        "for _ in range(2): threading.Thread(target=write).start()\n"
+        "write()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: rank 0: OSError: disk full\n")
 
 
 @pytest.mark.slow

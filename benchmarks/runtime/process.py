@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GATE = 2  # MPI tag
 CARD = 128  # bytes by which a rank introduces itself
+FAILING = threading.RLock()  # of the thread that ends the job; it never lets go
 LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
 mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
 
@@ -113,10 +114,14 @@ def leave() -> NoReturn:
 
 
 def fail(sentence: str, code: int) -> NoReturn:
-    """Ends all ranks after one ``sentence`` on standard error; ``mpirun`` returns ``code``."""
+    """Ends all ranks after one ``sentence`` on standard error; ``mpirun`` returns ``code``.
+
+    A thread that fails while another one does this waits for its own end.
+    """
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
+    FAILING.acquire()
     with contextlib.suppress(OSError):  # its reader has gone, or its disk is full
         sys.stdout.flush()
     with contextlib.suppress(OSError):
