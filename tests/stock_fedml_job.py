@@ -11,6 +11,10 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.runtime.imports import defer_packages
+
+defer_packages()  # spares each rank seconds of imports; the wiring is FedML's all the same
+
 import torch
 from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
 from fedml.simulation.mpi.fedavg.FedAvgAPI import FedML_FedAvg_distributed
