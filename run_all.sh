@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparisons: installs on first use, runs the methods, prints the tables and says where the pictures are.
 #   ./run_all.sh                   every method × seeds 0 … 4 × {dirichlet:0.5, shards:2}, 15 rounds; docs/results.md
-#   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 10 rounds;
+#   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 6 rounds;
 #                                  docs/compatibility.md
 #   ./run_all.sh --quick           five methods, one seed, one partition, 10 rounds: under three minutes on two cores
 # Anything else on the command line goes to benchmarks/run.py, e.g. --out elsewhere, and leaves docs/ as it is. A job
@@ -19,7 +19,7 @@ case "${1:-}" in
 --compatibility)
   shift
   what=(--algo fedavg fedprox scaffold feddyn fedavgm fedadam fedyogi --parameterization dense lowrank fedpara
-    --quantize 32 8 --seed 0 1 2 --partition dirichlet:0.5 --rounds 10 --eval-every 0 --out runs/compatibility)
+    --quantize 32 8 --seed 0 1 2 --partition dirichlet:0.5 --rounds 6 --eval-every 0 --out runs/compatibility)
   report=(--grid)
   if [ $# -eq 0 ]; then report+=(--command "./run_all.sh --compatibility" --page docs/compatibility.md); fi
   ;;
