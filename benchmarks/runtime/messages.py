@@ -107,11 +107,7 @@ def decode(buffer: np.ndarray) -> Message:
         raise ValueError(f"{len(buffer)} bytes that begin with {magic!r} are not a message of this version")
     try:
         params: dict[str, Any] = json.loads(buffer[_PREFIX.size : _PREFIX.size + length].tobytes())
-        addressed = {
-            Message.MSG_ARG_KEY_TYPE,
-            Message.MSG_ARG_KEY_SENDER,
-            Message.MSG_ARG_KEY_RECEIVER,
-        } <= params.keys()
+        addressed = params.keys() >= ADDRESS
     except (ValueError, RecursionError, AttributeError):
         addressed = False
     header = -(-(_PREFIX.size + length) // HEADER_MULTIPLE) * HEADER_MULTIPLE

@@ -67,9 +67,8 @@ class Server(Node):
         self.workers = range(1, transport.workers + 1)
         self.experiments, self.screen, self.started = experiments, screen, launched
         self.index = -1
-        self.waiting: set[tuple[Kind, int]] = (
-            set()
-        )  # whose answer is due: READY and RESULTS of workers, UPDATE of clients
+        # Whose answer is due: READY and RESULTS of workers, UPDATE of clients.
+        self.waiting: set[tuple[Kind, int]] = set()
         self.busy = "server, start"  # what to name if this rank fails
 
     def register_message_receive_handlers(self) -> None:
