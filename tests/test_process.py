@@ -144,6 +144,19 @@ def test_threads_that_fail_together_end_the_job_in_one_sentence() -> None:
     assert (done.returncode, done.stderr) == (1, "error: rank 0: OSError: disk full\n")
 
 
+def test_ranks_that_fail_together_end_the_job_in_one_sentence() -> None:
+    """As when a full disk fails several workers' parts of a checkpoint at once."""
+    code = (
+        "from benchmarks.runtime import process; group = process.start()\n"
+        "process.fail_on_error(lambda: f'rank {group.comm.rank}', verbose=False)\n"
+        "group.comm.Barrier(); raise OSError('disk full')"
+    )
+    words = ["mpirun", "-np", "4", sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: rank [0-3]: OSError: disk full\n", done.stderr)
+
+
 @pytest.mark.slow
 def test_a_screen_that_takes_no_more_ends_the_job(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:

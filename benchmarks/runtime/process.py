@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 GATE = 2  # MPI tag
 CARD = 128  # bytes by which a rank introduces itself
 FAILING = threading.RLock()  # of the thread that ends the job; it never lets go
+THE_WORD = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # bound by the process that says why the job ends
 LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
 mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
 
@@ -116,12 +117,16 @@ def leave() -> NoReturn:
 def fail(sentence: str, code: int) -> NoReturn:
     """Ends all ranks after one ``sentence`` on standard error; ``mpirun`` returns ``code``.
 
-    A thread that fails while another one does this waits for its own end.
+    A thread that fails while another one does this waits for its own end, and so does a process of this host: a full
+    disk fails several at once, and the first has said it.
     """
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
     FAILING.acquire()
+    if not take_the_word():
+        time.sleep(5)  # the launcher needs less
+        end_job(code)
     with contextlib.suppress(OSError):  # its reader has gone, or its disk is full
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -129,6 +134,16 @@ def fail(sentence: str, code: int) -> NoReturn:
     time.sleep(0.3)  # mpirun drops what it has not yet read when a rank aborts
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI would add that it was told to abort
     end_job(code)
+
+
+def take_the_word() -> bool:
+    """Returns whether this is the first process of the job on this host that fails."""
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    try:
+        THE_WORD.bind(f"\0pfedpara-{namespace}-{launcher().pid}-failed")
+    except OSError:
+        return False
+    return True
 
 
 def end_job(code: int) -> NoReturn:
