@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -41,6 +42,7 @@ from data_partitions.partitioners import SPLITS
 
 VERSION = 1
 LARGEST_CHUNK = 1 << 28  # bytes: a chunk is unpacked whole, and says itself how large it is
+STRUCTURE_SECONDS, STRUCTURE_BYTES = 5, 1 << 30  # more than HDF5 needs to read what a file says of itself
 SAMPLES_FORMAT = "data_partitions samples"
 PARTITION_FORMAT = "data_partitions partition"
 
@@ -164,6 +166,7 @@ class Store:
     """
 
     def __init__(self, path: Path, sha256: str | None) -> None:
+        self._path = path
         with ExitStack() as opened:
             file = opened.enter_context(_known_file(path, PARTITION_FORMAT))
             self.sha256: str = file.attrs["sha256"]
@@ -238,7 +241,8 @@ class Store:
         """
         where = self._range(client, split)
         rows = where if self._embedded else self._indices[where]
-        x, y = np.array(self._x[rows]), np.array(self._y[rows])
+        with _refused_in_a_sentence(self._path, PARTITION_FORMAT):
+            x, y = np.array(self._x[rows]), np.array(self._y[rows])
         if digest(x, y) != self._digests[client, _number(split)].tobytes():
             raise DataError(
                 f"the {split} samples of client {client} were changed after the store was built; "
@@ -298,14 +302,27 @@ def _known_file(path: Path, kind: str) -> Iterator[h5py.File]:
     """The HDF5 file at `path`, read-only. Raises DataError unless it is of this kind and version and undamaged."""
     if not path.is_file():
         raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; a {kind} file is needed there")
-    try:
-        # A finished file never changes, and locks fail on some clusters' shared folders.
-        with h5py.File(path, "r", locking=False) as file:
+    with _refused_in_a_sentence(path, kind):
+        if not _readable(path):
+            raise DataError(f"{path} is not a whole {kind} file (HDF5 does not get through it); remove it")
+        with _opened(path) as file:
             if file.attrs.get("format") != kind:
                 raise DataError(f"{path} is not a {kind} file; remove it or name another")
             if (found := int(file.attrs["version"])) != VERSION:
                 raise DataError(f"{path} has schema version {found}, this program reads {VERSION}; remove it or update")
             yield file
+
+
+def _opened(path: Path) -> h5py.File:
+    # A finished file never changes, and locks fail on some clusters' shared folders.
+    return h5py.File(path, "r", locking=False)
+
+
+@contextmanager
+def _refused_in_a_sentence(path: Path, kind: str) -> Iterator[None]:
+    """Raises DataError for what a damaged file makes HDF5, NumPy or a parser raise within the block."""
+    try:
+        yield
     except DataError:
         raise
     except (
@@ -319,6 +336,33 @@ def _known_file(path: Path, kind: str) -> Iterator[h5py.File]:
         MemoryError,
     ) as e:
         raise DataError(f"{path} is not a whole {kind} file ({e}); remove it") from e
+
+
+def _readable(path: Path) -> bool:
+    """Whether HDF5 gets through all that the file says of its own structure, in bounded time and memory.
+
+    Tried in a child process: some damaged files crash the library, others keep it busy for ever.
+    """
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        for limit, value in (
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_CPU, STRUCTURE_SECONDS),
+            (resource.RLIMIT_AS, pages * resource.getpagesize() + STRUCTURE_BYTES),
+        ):
+            resource.setrlimit(limit, (value, value))
+        with _opened(path) as file:
+            dict(file.attrs)
+            for dataset in (file[name] for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)):
+                if dataset.chunks:
+                    dataset.id.chunk_iter(lambda chunk: None)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def _meta(file: h5py.File) -> Meta:

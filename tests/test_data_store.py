@@ -1,5 +1,6 @@
 """The store: what is written is what is read, by recipe and hash; damaged, edited and foreign files are refused."""
 
+import contextlib
 import pickle
 import shutil
 import subprocess
@@ -207,6 +208,32 @@ def test_damaged_samples_are_refused_by_name(damage, path: Path) -> None:
     for attempt in (lambda: open_store(path), lambda: prepare("mnist5k", None, "iid", 10, 0, path.parent)):
         with pytest.raises(DataError, match=str(samples)):
             attempt()
+
+
+@pytest.mark.slow
+def test_a_file_that_keeps_hdf5_busy_for_ever_is_refused(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    text = content.rindex(b"mnist5k.h5")
+    assert content[text - 8] == len("mnist5k.h5")  # what HDF5 keeps as this text's length
+    content[text - 8] = 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="HDF5 does not get through it"):
+        open_store(path)
+
+
+def test_any_damage_gives_the_samples_or_a_sentence(tmp_path: Path) -> None:
+    store = tmp_path / "damaged.h5"
+    good = prepare("mnist5k", None, "iid", 4, 0, tmp_path, fraction=0.02, embed=True).read_bytes()
+    for case in range(100):
+        stream = np.random.default_rng(case)
+        content = np.frombuffer(good, np.uint8).copy()
+        # The first 8 kB are HDF5's own; every second case damages these alone.
+        at = stream.integers(0, len(good) if case % 2 else 8192, stream.choice([1, 4, 16]))
+        content[at] = stream.choice(np.array([0, 1, 16, 255], np.uint8), len(at))
+        store.write_bytes(content)
+        with contextlib.suppress(DataError), open_store(store) as opened:
+            for client in range(opened.clients):
+                opened.samples(client, "train")
 
 
 def test_missing_samples_are_named(path: Path) -> None:
