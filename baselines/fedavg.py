@@ -51,6 +51,14 @@ def client_stream(seed: int, client: int, round_index: int) -> int:
     return int(np.random.SeedSequence((seed, client, round_index)).generate_state(1, np.uint64)[0])
 
 
+def begin_stream(args: Any, client: int) -> None:
+    """Sets torch's stream of random numbers on the CPU to that client's in the round that ``args`` tells.
+
+    Nothing is drawn elsewhere. (``torch.manual_seed`` would also take a millisecond to note that there is no GPU.)
+    """
+    torch.default_generator.manual_seed(client_stream(args.random_seed, client, args.round_idx))
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, data: TensorDataset) -> dict[str, float]:
     """Returns FedML's metrics of ``model`` on ``data``: ``test_correct``, ``test_loss`` (a sum) and ``test_total``.
@@ -66,6 +74,11 @@ def evaluate(model: nn.Module, data: TensorDataset) -> dict[str, float]:
         loss += F.cross_entropy(logits, y, reduction="sum").item()
     model.train(training)
     return {"test_correct": correct, "test_loss": loss, "test_total": len(data)}
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite. Their sum is 20 times as quick to look at; it may overflow, but hides none."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def copy_into(parameters: Mapping[str, Tensor], values: Params) -> None:
@@ -177,7 +190,7 @@ class FedAvgTrainer(ClientTrainer):
 
         Raises DivergedError where the loss or a weight is no longer finite.
         """
-        torch.manual_seed(client_stream(args.random_seed, self.id, args.round_idx))
+        begin_stream(args, self.id)
         self.run_epochs(train_data, self.hyper.epochs, self.learning_rate())
 
     def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
@@ -195,7 +208,7 @@ class FedAvgTrainer(ClientTrainer):
     def check_finite(self, lr: float) -> None:
         """Raises DivergedError where a tensor of the model is not finite."""
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if tensor.numel() and not all(map(math.isfinite, tensor.detach().aminmax())):
+            if not all_finite(tensor.detach()):
                 raise DivergedError(f"a weight is not finite at learning rate {lr:g}")
 
     @property
@@ -255,7 +268,7 @@ class FedAvgTrainer(ClientTrainer):
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(client_stream(self.args.random_seed, self.id, self.args.round_idx))
+                begin_stream(self.args, self.id)
                 self.deploy()
             yield self.model
         finally:

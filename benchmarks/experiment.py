@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.utils.parametrize import ParametrizationList
 
-from baselines.fedavg import Params
+from baselines.fedavg import Params, all_finite
 from benchmarks import checkpoint
 from benchmarks.config import Settings
 from benchmarks.ledger import Entry, totals
@@ -156,7 +156,7 @@ class Run:
         """Makes the new global model of the updates that arrived; without any it stays as it is."""
         if self.arriving:
             new = self.aggregator.aggregate([self.updates[client] for client in self.arriving])
-            if not all(tensor.isfinite().all() for tensor in new.values()):
+            if not all(map(all_finite, new.values())):
                 self.give_up(None, "the new global model is not finite")
                 return
             self.aggregator.set_model_params(new)

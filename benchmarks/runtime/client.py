@@ -17,7 +17,7 @@ from fedml.core.distributed.communication.message import Message
 from safetensors.torch import load, save
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import DivergedError, FedAvgTrainer, Params, evaluate
+from baselines.fedavg import DivergedError, FedAvgTrainer, Params, all_finite, evaluate
 from benchmarks import checkpoint, codec, files
 from benchmarks.experiment import Experiment
 from benchmarks.methods import build_trainer
@@ -167,7 +167,7 @@ class Worker(Node):
         try:
             trainer.train(data, torch.device(self.device), args)
             shared = flatten(trainer.get_model_params())
-            if not shared.isfinite().all():
+            if not all_finite(shared):
                 raise DivergedError("a parameter that it would send is not finite")
         except DivergedError as error:
             self.send(Kind.DIVERGED, 0, client=client, round=number, reason=str(error))

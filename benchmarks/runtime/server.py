@@ -9,6 +9,7 @@ from fedml.core.distributed.communication.message import Message
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from baselines.fedavg import all_finite
 from benchmarks import checkpoint, codec
 from benchmarks.config import sentence
 from benchmarks.experiment import Experiment, Run
@@ -198,7 +199,7 @@ class Server(Node):
             run.updates[client] = (samples, unflatten(shared, run.travelling))
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
-        if not shared.isfinite().all():
+        if not all_finite(shared):
             raise MessageError(message, f"a parameter of client {client} is not finite")
         self.go_on(client)
 
