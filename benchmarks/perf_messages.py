@@ -70,6 +70,7 @@ def exchange(comm: Any, manager: Any, payload: Any, sizes: list[int], finish: An
                 idle = sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids[1:]) - idle
                 medians = {n: statistics.median(each) for n, each in seconds.items()}
                 os.write(1, (json.dumps({"seconds": medians, "idle": idle / IDLE}) + "\n").encode())
+                time.sleep(0.3)  # mpirun drops what it has not yet read when a rank aborts
                 finish()
                 return
             self.waiting, self.begin = comm.size - 1, time.perf_counter()

@@ -1,5 +1,9 @@
 """Messages survive the wire, count what they carry, and nothing else is taken for one."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +24,7 @@ from benchmarks.runtime.messages import (
     flatten,
     unflatten,
 )
+from tests.jobs import ROOT
 
 
 def message(n: int, **params: object) -> Message:
@@ -34,42 +39,55 @@ def message(n: int, **params: object) -> Message:
 @given(n=st.integers(0, 3000), client=st.integers(0, 2**40), text=st.text(max_size=600))
 def test_round_trip(n: int, client: int, text: str) -> None:
     sent = message(n, client=client, text=text)
-    received = decode(encode(sent))
+    received = decode(*encode(sent))
     assert (received.get_type(), received.get_sender_id(), received.get_receiver_id()) == (Kind.TRAIN, 0, 3)
     assert (received.get("client"), received.get("text")) == (client, text)
     assert n == 0 or torch.equal(received.get(TENSORS), sent.get(TENSORS))
 
 
 def test_a_message_is_four_bytes_a_parameter_and_a_small_header() -> None:
-    assert encode(message(59_570, client=9, round=1000, judge=True)).nbytes == HEADER_MULTIPLE + 4 * 59_570
+    header, body = encode(message(59_570, client=9, round=1000, judge=True))
+    assert (header.nbytes, body.nbytes) == (HEADER_MULTIPLE, 4 * 59_570)
 
 
 def test_header_does_not_depend_on_the_numbers_in_it() -> None:
-    few, many = (encode(message(5, client=c, round=r)).nbytes for c, r in ((0, 1), (999_999, 999_999)))
+    few, many = (encode(message(5, client=c, round=r))[0].nbytes for c, r in ((0, 1), (999_999, 999_999)))
     assert few == many
 
 
+def test_tensors_are_sent_from_where_they_lie() -> None:
+    sent = message(1000)
+    assert np.shares_memory(encode(sent)[1], sent.get(TENSORS).numpy())
+
+
 def packed(text: bytes) -> bytes:
-    return b"pFP1" + len(text).to_bytes(8, "little") + text
+    return b"pFP2" + len(text).to_bytes(8, "little") + bytes(8) + text
 
 
 @pytest.mark.parametrize(
     "garbage",
     [
-        *(b"", b"pFP1", b"\x80\x04pickle" * 20, b"pFP1" + b"\xff" * 60),
+        *(b"", b"pFP2", b"\x80\x04pickle" * 20, b"pFP2" + b"\xff" * 60),
         *map(packed, (b"{", b"[]", b"{}", b"7", b"\xff\xff", b"[" * 100_000, b'{"a":' * 100_000)),
     ],
 )
 def test_garbage_is_refused(garbage: bytes) -> None:
     with pytest.raises(ValueError, match="message"):
-        decode(np.frombuffer(garbage, np.uint8))
+        decode(np.frombuffer(garbage, np.uint8), np.empty(0, np.uint8))
+
+
+@pytest.mark.parametrize("given", [0, 4, 12, 16])
+def test_a_body_of_another_size_is_refused(given: int) -> None:
+    header, body = encode(message(2))
+    with pytest.raises(ValueError, match="not a whole message"):
+        decode(header, np.resize(body, given))
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**64 - 1))
 def test_what_is_not_a_message_is_refused_and_nothing_else_happens(noise: bytes, length: int) -> None:
-    for content in (noise, packed(noise), b"pFP1" + length.to_bytes(8, "little") + noise):
+    for content in (noise, packed(noise), b"pFP2" + length.to_bytes(8, "little") + noise):
         with pytest.raises(ValueError, match="message"):
-            decode(np.frombuffer(content, np.uint8))
+            decode(np.frombuffer(content, np.uint8), np.empty(0, np.uint8))
 
 
 UPDATE = {"client": 3, "round": 2, "samples": 5}
@@ -134,3 +152,45 @@ def test_ledger_adds_up_and_starts_anew() -> None:
     ledger.entries += [Entry(1, 0, "down", 10, 50), Entry(1, 0, "up", 7, 30), Entry(1, 1, "up", 7, 31)]
     assert totals(ledger.take()) == {"parameters_up": 14, "parameters_down": 10, "bytes_up": 61, "bytes_down": 50}
     assert ledger.take() == []
+
+
+def test_messages_of_a_rank_arrive_in_the_order_in_which_it_sent_them() -> None:
+    """Also where a small one is there before the tensors of the one ahead of it."""
+    code = """
+from benchmarks.runtime.imports import defer_packages
+defer_packages()
+from benchmarks.runtime import process
+group = process.start()
+import torch
+from fedml.core.distributed.communication.message import Message
+from benchmarks.runtime.messages import TENSORS, Kind
+from benchmarks.runtime.transport import MpiTransport
+transport, sizes = MpiTransport(group.comm, group.job, group.one_host), [3_000_000, 0, 5, 0, 1_000_000, 0]
+class Node:
+    got = []
+    def get_sender_id(self):
+        return 0
+    def receive_message(self, kind, message):
+        tensors = message.get(TENSORS)
+        self.got.append((message.get("number"), 0 if tensors is None else tensors.numel()))
+        if len(self.got) == len(sizes):
+            transport.stop_receive_message()
+if group.comm.rank:
+    for number, size in enumerate(sizes):
+        message = Message(int(Kind.STATE), 1, 0)
+        message.add_params("number", number)
+        if size:
+            message.add_params(TENSORS, torch.zeros(size))
+        transport.send_message(message)
+    while transport.sends:
+        transport._look()
+else:
+    transport.add_observer(Node())
+    transport.handle_receive_message()
+    print(Node.got == list(enumerate(sizes)))
+process.leave()
+"""
+    words = ["mpirun", "-np", "2", sys.executable, "-W", "ignore", "-c", code]
+    piecewise = {"MPIR_CVAR_CH4_CMA_ENABLE": "0"}  # as over a network, where tensors take their time
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, env=os.environ | piecewise)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

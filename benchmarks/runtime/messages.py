@@ -1,9 +1,9 @@
 """The messages between server and workers, and their form on the wire.
 
-A message is FedML's ``Message``. On the wire it is one contiguous buffer:
+A message is FedML's ``Message``. On the wire it is a header, and a body where it has tensors, sent from where they lie:
 
-    4 bytes      8 bytes              padded with spaces to a multiple of 256    4 · n bytes
-    "pFP1"       length of the JSON   JSON of all parameters but the tensors     the tensors, float32, end to end
+    4 bytes   8 bytes              8 bytes          padded with spaces to a multiple of 256     body: 4 · n bytes
+    "pFP2"    length of the JSON   length of body   JSON of all parameters but the tensors      tensors, float32, flat
 
 Quantized tensors are the bytes of codec.py instead, and the JSON says in "parameters" how many numbers they stand for.
 Sender and receiver know names and shapes from the model, so neither travels. Nothing is ever unpickled.
@@ -20,12 +20,14 @@ import torch
 from fedml.core.distributed.communication.message import Message
 from torch import Tensor
 
+from baselines.fedavg import all_finite
+
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS
 PARAMETERS = "parameters"
 ADDRESS = {Message.MSG_ARG_KEY_TYPE, Message.MSG_ARG_KEY_SENDER, Message.MSG_ARG_KEY_RECEIVER}
 HEADER_MULTIPLE = 256  # bytes
-_PREFIX = struct.Struct("<4sQ")
-_MAGIC = b"pFP1"
+_PREFIX = struct.Struct("<4sQQ")
+_MAGIC = b"pFP2"
 
 
 class Kind(IntEnum):
@@ -81,43 +83,49 @@ def check(message: Message, workers: int) -> None:
     for name, kind_of in FIELDS[kind].items():
         if type(value := message.get(name)) is not kind_of:
             raise MessageError(message, f"its {name} is {value!r:.40} instead of {kind_of.__name__}")
-    if (tensors := message.get(TENSORS)) is not None and not tensors.isfinite().all():
+    if (tensors := message.get(TENSORS)) is not None and not all_finite(tensors):
         raise MessageError(message, "a parameter in it is not finite")
 
 
-def encode(message: Message) -> np.ndarray:
-    """Returns the message as bytes, uint8. Its tensors are flat: float32 (n,), quantized ones uint8, or absent."""
+def encode(message: Message) -> tuple[np.ndarray, np.ndarray]:
+    """Returns header and body, uint8; the body is a view of the message's tensors, empty where it has none.
+
+    Those are flat and on the CPU: float32 (n,), quantized ones uint8.
+    """
     params = dict(message.get_params())
     tensors = params.pop(TENSORS, None)
-    text = json.dumps(params, separators=(",", ":")).encode()
-    header = -(-(_PREFIX.size + len(text)) // HEADER_MULTIPLE) * HEADER_MULTIPLE
     body = np.empty(0, np.uint8) if tensors is None else tensors.numpy().view(np.uint8)
-    buffer = np.empty(header + len(body), np.uint8)
-    buffer[:header] = ord(" ")
-    buffer[: _PREFIX.size + len(text)] = np.frombuffer(_PREFIX.pack(_MAGIC, len(text)) + text, np.uint8)
-    buffer[header:] = body
-    return buffer
+    text = json.dumps(params, separators=(",", ":")).encode()
+    content = _PREFIX.pack(_MAGIC, len(text), len(body)) + text
+    padded = content.ljust(-(-len(content) // HEADER_MULTIPLE) * HEADER_MULTIPLE)
+    return np.frombuffer(padded, np.uint8), body
 
 
-def decode(buffer: np.ndarray) -> Message:
-    """Returns the message in ``buffer``; its tensors are a view into it. Raises ValueError where it is not one."""
-    prefix, rest = buffer[: _PREFIX.size].tobytes(), len(buffer) - _PREFIX.size
-    magic, length = _PREFIX.unpack(prefix) if rest > 0 else (prefix, 0)
-    if magic != _MAGIC or not 0 < length <= rest:
-        raise ValueError(f"{len(buffer)} bytes that begin with {magic!r} are not a message of this version")
+def parse_header(header: np.ndarray) -> tuple[bytes, int]:
+    """Returns the JSON in a header and how many bytes its body has. Raises ValueError where it is no header."""
+    content = header.tobytes()
+    if len(content) > _PREFIX.size:
+        magic, length, body = _PREFIX.unpack_from(content)
+        if magic == _MAGIC and 0 < length <= len(content) - _PREFIX.size:
+            return content[_PREFIX.size : _PREFIX.size + length], body
+    raise ValueError(f"{len(content)} bytes that begin with {content[:4]!r} are not a message of this version")
+
+
+def decode(header: np.ndarray, body: np.ndarray) -> Message:
+    """Returns the message; its tensors are a view of ``body``. Raises ValueError where it is not one."""
+    text, size = parse_header(header)
     try:
-        params: dict[str, Any] = json.loads(buffer[_PREFIX.size : _PREFIX.size + length].tobytes())
+        params: dict[str, Any] = json.loads(text)
         addressed = params.keys() >= ADDRESS
     except (ValueError, RecursionError, AttributeError):
         addressed = False
-    header = -(-(_PREFIX.size + length) // HEADER_MULTIPLE) * HEADER_MULTIPLE
     kind = np.dtype(np.uint8 if addressed and PARAMETERS in params else np.float32)
-    if not addressed or (len(buffer) > header and (len(buffer) - header) % kind.itemsize):
-        raise ValueError(f"{len(buffer)} bytes are not a whole message of this version")
+    if not addressed or size != len(body) or size % kind.itemsize:
+        raise ValueError(f"{len(header)} + {len(body)} bytes are not a whole message of this version")
     message = Message()
     message.init_from_json_object(params)
-    if len(buffer) > header:
-        message.add_params(TENSORS, torch.from_numpy(buffer[header:].view(kind)))
+    if size:
+        message.add_params(TENSORS, torch.from_numpy(body.view(kind)))
     return message
 
 

@@ -28,6 +28,7 @@ CARD = 128  # bytes by which a rank introduces itself
 FAILING = threading.RLock()  # of the thread that ends the job; it never lets go
 THE_WORD = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # bound by the process that says why the job ends
 LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
 
 # Before the first import of numpy or torch: with more ranks than cores, a second thread per rank costs more than it
@@ -54,6 +55,9 @@ def start() -> Group:
         fail_on_signal()
     else:
         default_signals()
+    # Freed memory stays with the rank: else each large message is written to pages that the kernel has to clear first.
+    LIBC.mallopt(M_MMAP_MAX, 0)
+    LIBC.mallopt(M_TRIM_THRESHOLD, -1)
     LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
     comm = MPI.COMM_WORLD

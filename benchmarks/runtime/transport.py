@@ -20,9 +20,9 @@ from fedml.core.distributed.communication.observer import Observer
 from mpi4py import MPI
 
 from benchmarks.ledger import Entry, Ledger
-from benchmarks.runtime.messages import DIRECTION, PARAMETERS, TENSORS, decode, encode
+from benchmarks.runtime.messages import DIRECTION, PARAMETERS, TENSORS, decode, encode, parse_header
 
-TAG = 1
+HEADER, BODY = 1, 3  # MPI tags
 SHORTEST_SLEEP, LONGEST_SLEEP, LONGEST_SLEEP_BY_DOORBELL = 5e-5, 2e-3, 5e-2  # seconds
 
 
@@ -40,8 +40,8 @@ class MpiTransport(BaseCommunicationManager):
         self.longest_sleep = LONGEST_SLEEP_BY_DOORBELL if one_host else LONGEST_SLEEP
         self.observers: dict[int, Observer] = {}
         self.sends: list[tuple[Any, np.ndarray]] = []
-        self.receives: list[tuple[Any, np.ndarray]] = []
-        self.arrived: deque[np.ndarray] = deque()
+        self.receives: list[tuple[int, Any, np.ndarray, np.ndarray]] = []  # source, request, header, body
+        self.arrived: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self.running = False
         self.on_silence: Callable[[float], None] = lambda seconds: None  # hears for how long nothing has arrived
         self.doorbell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -58,16 +58,18 @@ class MpiTransport(BaseCommunicationManager):
         del self.observers[observer.get_sender_id()]
 
     def send_message(self, msg: Message) -> None:
-        """Starts sending and returns at once."""
-        buffer = encode(msg)
+        """Starts sending and returns at once. The message's tensors must stay as they are until they have been sent."""
+        header, body = encode(msg)
         if (tensors := msg.get(TENSORS)) is not None and (direction := DIRECTION.get(msg.get_type())):
-            parameters = msg.get(PARAMETERS) or tensors.numel()
-            self.ledger.entries.append(Entry(msg.get("round"), msg.get("client"), direction, parameters, buffer.nbytes))
+            parameters, size = msg.get(PARAMETERS) or tensors.numel(), header.nbytes + body.nbytes
+            self.ledger.entries.append(Entry(msg.get("round"), msg.get("client"), direction, parameters, size))
         rank = msg.get_receiver_id() % self.comm.size
         if rank == self.comm.rank:
-            self.arrived.append(buffer)
+            self.arrived.append((header, body.copy()))
             return
-        self.sends.append((self.comm.Isend(buffer, dest=rank, tag=TAG), buffer))
+        self.sends.append((self.comm.Isend(header, dest=rank, tag=HEADER), header))
+        if len(body):
+            self.sends.append((self.comm.Isend(body, dest=rank, tag=BODY), body))
         with contextlib.suppress(OSError):  # another host, or a bell that is ringing already
             self.doorbell.sendto(b"", self._address(rank))
 
@@ -78,7 +80,7 @@ class MpiTransport(BaseCommunicationManager):
         while self.running:
             self._look()
             if self.arrived:
-                message = decode(self.arrived.popleft())
+                message = decode(*self.arrived.popleft())
                 self.observers[message.get_receiver_id()].receive_message(message.get_type(), message)
                 sleep, last = SHORTEST_SLEEP, time.monotonic()
                 continue
@@ -99,15 +101,19 @@ class MpiTransport(BaseCommunicationManager):
         """Lets MPI make progress, without waiting for any."""
         self.sends = [send for send in self.sends if not send[0].Test()]
         status = MPI.Status()
-        while (message := self.comm.Improbe(tag=TAG, status=status)) is not None:
-            buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-            self.receives.append((message.Irecv(buffer), buffer))
-        still = []
-        for request, buffer in self.receives:
-            if request.Test():
-                self.arrived.append(buffer)
-            else:
-                still.append((request, buffer))
+        while (message := self.comm.Improbe(tag=HEADER, status=status)) is not None:
+            source, header = status.Get_source(), np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            message.Recv(header)
+            body = np.empty(parse_header(header)[1], np.uint8)
+            request = self.comm.Irecv(body, source=source, tag=BODY) if len(body) else MPI.REQUEST_NULL
+            self.receives.append((source, request, header, body))
+        still, waited_for = [], set[int]()
+        for source, request, header, body in self.receives:
+            if source not in waited_for and request.Test():
+                self.arrived.append((header, body))
+            else:  # what the same rank sent later waits too
+                waited_for.add(source)
+                still.append((source, request, header, body))
         self.receives = still
 
     def stop_receive_message(self) -> None:
