@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
 
+from benchmarks.runtime.process import keep_freed_memory
 from pfedpara.hadamard import as_matrices, inner_product
 from pfedpara.parameterize import compositions, parameterize
 
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="per cell, at least three turns (default: 2)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in every rank of a job
     print(
         f"{'layer':17} {'γ':>4} {'batch':>5}  {'':7} {'ms':>9} {'/dense':>7} {'/best':>6} {'kept MB':>8} {'peak MB':>8}"
     )

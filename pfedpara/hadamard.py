@@ -30,6 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+IN_PLACE_FROM = 1 << 20  # numbers in a weight: the matrices of a smaller one stay in cache, and autograd is quicker
+
 Method = Literal["pfedpara", "fedpara", "lowrank"]
 
 
@@ -151,7 +153,8 @@ class Composition(nn.Module):
         """The weight, of shape ``weight_shape``."""
         shift = 1.0 if self.method == "pfedpara" else 0.0
         pairs = [as_matrices(*product) for product in self.products(factors)]
-        if len(pairs) == 2 and not self.tanh and not _plain_autograd(factors[0]):
+        large = math.prod(self.shape) >= IN_PLACE_FROM
+        if len(pairs) == 2 and large and not self.tanh and not _plain_autograd(factors[0]):
             return HadamardProduct.apply(*pairs[0], *pairs[1], shift).view(self.weight_shape)
         W = [X @ Z for X, Z in pairs]  # each (m, n) or (O, I k1 k2)
         if self.tanh:

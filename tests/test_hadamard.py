@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -7,12 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfedpara.hadamard import Composition, Method, inner_product, start
+from pfedpara import hadamard
+from pfedpara.hadamard import IN_PLACE_FROM, Composition, Method, inner_product, start
 from pfedpara.layers import khatri_rao, khatri_rao_is_cheaper
 
 torch.set_num_threads(1)  # two threads and a busy neighbour are slower than one
 METHODS = get_args(Method)
 SHAPES = [(256, 784), (10, 256), (64, 32, 3, 3), (32, 64, 5, 5)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_place_from_the_first_number_on() -> Iterator[None]:
+    """Small weights are enough to try what is for large ones; other tests take them as they come."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hadamard, "IN_PLACE_FROM", 0)
+        yield
 
 
 def draw(*shape: int) -> Tensor:
@@ -143,6 +153,14 @@ def test_the_backward_pass_keeps_two_matrices_of_the_weights_size() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         W = layer(*factors)
     assert sum(kept.values()) == 2 * W.nbytes  # the plain expression: three with W itself
+
+
+@pytest.mark.parametrize(("side", "in_place"), [(1023, False), (1024, True)])
+def test_small_weights_are_left_to_autograd(side: int, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hadamard, "IN_PLACE_FROM", IN_PLACE_FROM)
+    layer = composition("fedpara", (side, side), 2)
+    W = layer(*(torch.randn(shape).requires_grad_() for shape in layer.factor_shapes))
+    assert ("HadamardProduct" in W.grad_fn.next_functions[0][0].name()) == in_place
 
 
 def test_small_batches_and_ranks_avoid_the_weight() -> None:

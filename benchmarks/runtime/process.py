@@ -55,9 +55,7 @@ def start() -> Group:
         fail_on_signal()
     else:
         default_signals()
-    # Freed memory stays with the rank: else each large message is written to pages that the kernel has to clear first.
-    LIBC.mallopt(M_MMAP_MAX, 0)
-    LIBC.mallopt(M_TRIM_THRESHOLD, -1)
+    keep_freed_memory()
     LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
     comm = MPI.COMM_WORLD
@@ -65,6 +63,12 @@ def start() -> Group:
     comm.Allgather(f"{secrets.token_hex(8)} {socket.gethostname()}".encode()[:CARD].ljust(CARD), everyone)
     names, hosts = zip(*(everyone[i : i + CARD].decode().split() for i in range(0, len(everyone), CARD)), strict=True)
     return Group(comm, names[0], len(set(hosts)) == 1, hosts[: comm.rank].count(hosts[comm.rank]))
+
+
+def keep_freed_memory() -> None:
+    """Keeps freed memory with this process: else the kernel clears pages for each large message or activation."""
+    LIBC.mallopt(M_MMAP_MAX, 0)
+    LIBC.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def launcher() -> "psutil.Process":
