@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from pfedpara.hadamard import Method
 from pfedpara.jacobian import jacobian_corrected_step
@@ -202,6 +203,21 @@ def test_a_small_batch_takes_the_khatri_rao_path_with_equal_gradients(method: Me
         expected, expected_gradients = outputs_and_gradients(layer, x)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpointed_layers_keep_factors_alone_with_equal_gradients(method: Method, ids: Tensor) -> None:
+    model, again = net(method), net(method)
+    for layer in (again.conv, again.point, again.lstm, again.head):
+        plain = layer.forward
+        layer.forward = lambda x, plain=plain: checkpoint(plain, x, use_reentrant=False)
+    assert_same(model, again, ids)
+    linear, x = again.head, torch.randn(300, 24, requires_grad=True)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (x, *linear.parameters())}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        linear(x)
+    assert all(tensor.untyped_storage().data_ptr() in own for tensor in kept)
 
 
 def test_an_lstm_composes_each_weight_once_a_call() -> None:
