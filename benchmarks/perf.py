@@ -1,4 +1,4 @@
-"""What the runtime costs, side by side in one go: this runtime, a plain PyTorch loop, and FedML's own MPI wiring.
+"""What the runtime costs, side by side in one go: this runtime, plain PyTorch loops, and FedML's own MPI wiring.
 
     python benchmarks/perf.py            # on an otherwise idle machine; about five minutes
 
@@ -70,6 +70,38 @@ def plain_loop(rounds: int) -> list[float]:
                 optimizer.step()
             updates.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
         shared = {name: sum(update[name] for update in updates) / CLIENTS for name in shared}
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def vectorized_loop(rounds: int) -> list[float]:
+    """The same with a step of all clients at once, on their stacked weights. Returns the seconds of each round."""
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+    from torch.func import functional_call, grad, vmap
+
+    x, y = map(torch.from_numpy, map(np.stack, zip(*map(digits, range(CLIENTS)), strict=True)))  # (K, n, …), (K, n)
+    net, client = model(), torch.arange(CLIENTS)[:, None]
+    shared = {name: parameter.detach() for name, parameter in net.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(net, weights, (x,)), y)
+
+    gradients_of = vmap(grad(loss))
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        weights = {name: tensor.repeat(CLIENTS, *[1] * tensor.dim()) for name, tensor in shared.items()}
+        weights = {name: tensor.view(CLIENTS, *shared[name].shape) for name, tensor in weights.items()}
+        order = torch.stack([torch.randperm(SAMPLES) for _ in range(CLIENTS)])
+        for batch in order.split(BATCH, dim=1):  # (K, B)
+            gradients = gradients_of(weights, x[client, batch], y[client, batch])
+            squares = [gradient.flatten(1).square().sum(1) for gradient in gradients.values()]
+            scale = LR * (CLIP / torch.stack(squares).sum(0).sqrt()).clamp(max=1)  # (K,)
+            for name, gradient in gradients.items():
+                weights[name] -= scale.view(-1, *[1] * (gradient.dim() - 1)) * gradient
+        shared = {name: tensor.mean(0) for name, tensor in weights.items()}
         seconds.append(time.perf_counter() - begin)
     return seconds
 
@@ -223,7 +255,9 @@ def main() -> None:
         stock_fedml(options.rounds, options.stock)
         return
     loop = statistics.median(plain_loop(options.rounds))
-    print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}\n")
+    print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}")
+    vectorized = statistics.median(vectorized_loop(options.rounds))
+    print(f"its clients vectorized (torch.func.vmap): {vectorized * 1e3:.0f} ms a round, {vectorized / loop:.2f} ×\n")
     print(f"{'':24} {'round':>9} {'× loop':>7} {'ready':>8} {'leaving':>8} {'PSS':>8}")
     with tempfile.TemporaryDirectory() as folder:
         rows = {f"this runtime, -np {n}": this_runtime(n, options.rounds, Path(folder)) for n in RANKS}
