@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
+from scipy.optimize import nnls
 
 RECORDED = Path(__file__).with_name("cost.yaml")
 GIGABIT, MEGABIT = 1e9 / 8, 1e6 / 8  # bytes a second
@@ -54,7 +55,7 @@ def recorded() -> tuple[Constants, dict[str, float]] | None:
 def fit(
     rounds: dict[int, float], exchanges: dict[int, float], clients: int, bytes_each_way: int, cores: int
 ) -> tuple[Constants, float]:
-    """Returns the constants and c, the seconds of one client's training, by least squares.
+    """Returns the constants and c, the seconds of one client's training, by least squares; none is negative.
 
     ``rounds``: seconds of a round of so many ``clients`` by the number of workers; ``exchanges``: seconds to send n
     parameters to ``clients`` ranks and to receive them back, by n.
@@ -65,8 +66,8 @@ def fit(
     serialise = float(np.linalg.lstsq(design, np.ones_like(sent), rcond=None)[0][0])
     turns = np.array([clients / min(workers, cores) for workers in rounds])
     rest = np.array([*rounds.values()]) - 2 * clients * bytes_each_way * serialise
-    compute, wait = np.linalg.lstsq(np.stack([turns, np.ones_like(turns)], 1), rest, rcond=None)[0]
-    return Constants(serialise, max(float(wait), 0.0)), float(compute)
+    (compute, wait), _ = nnls(np.stack([turns, np.ones_like(turns)], 1), rest)
+    return Constants(serialise, float(wait)), float(compute)
 
 
 def local_round(constants: Constants, train: float, participants: int, sent: float, parallel: int) -> Cost:

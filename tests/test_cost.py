@@ -22,6 +22,13 @@ def test_the_fit_finds_the_constants_that_the_figures_were_made_with() -> None:
     assert model.compute == pytest.approx(5 * TRAIN)
 
 
+def test_no_constant_is_negative() -> None:
+    """Rounds that get slower with more workers say nothing of compute."""
+    constants, train = fit({1: 0.18, 2: 0.19, 10: 0.22}, {200_000: 0.01, 15_000_000: 0.2}, 10, 800_000, cores=2)
+    assert train >= 0
+    assert min(constants) >= 0
+
+
 def test_links_are_counted_in_bits() -> None:
     constants = Constants(SECONDS_A_BYTE, WAIT)
     cluster = cluster_round(constants, TRAIN, 1_250_000)  # 10 Mb each way
