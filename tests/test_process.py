@@ -144,6 +144,16 @@ def test_threads_that_fail_together_end_the_job_in_one_sentence() -> None:
     assert (done.returncode, done.stderr) == (1, "error: rank 0: OSError: disk full\n")
 
 
+def test_a_signal_while_a_process_fails_does_not_silence_it() -> None:
+    code = (
+        "import os, signal; from benchmarks.runtime import process; process.fail_on_signal()\n"
+        "first = process.take_the_word()\n"  # as far as a failure has got
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + 15, "error: ended by SIGTERM\n")
+
+
 def test_ranks_that_fail_together_end_the_job_in_one_sentence() -> None:
     """As when a full disk fails several workers' parts of a checkpoint at once."""
     code = (

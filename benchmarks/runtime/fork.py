@@ -62,7 +62,10 @@ def share_imports(load: Callable[[], None]) -> None:
     address = f"\0pfedpara-{Path('/proc/self/ns/pid').stat().st_ino}-{os.getppid()}"
     meeting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.environ["MPI_LOCALRANKID"] != "0":
-        process.default_signals()
+        # Hydra passes a signal on to all that it started, and kills the rest as soon as one has died of it: the first
+        # process answers for all, and has to come to say so.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
         wait_for_rank(meeting, address)
         return
     process.fail_on_signal()

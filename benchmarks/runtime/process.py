@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 GATE = 2  # MPI tag
 CARD = 128  # bytes by which a rank introduces itself
 FAILING = threading.RLock()  # of the thread that ends the job; it never lets go
-THE_WORD = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # bound by the process that says why the job ends
+THE_WORD: list[socket.socket] = []  # held by the process that says why the job ends
 LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
@@ -71,6 +72,7 @@ def keep_freed_memory() -> None:
     LIBC.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+@cache
 def launcher() -> "psutil.Process":
     """Returns the process that the user started: ``mpirun``, or this one where there is none."""
     import psutil
@@ -145,13 +147,15 @@ def fail(sentence: str, code: int) -> NoReturn:
 
 
 def take_the_word() -> bool:
-    """Returns whether this is the first process of the job on this host that fails."""
-    namespace = Path("/proc/self/ns/pid").stat().st_ino
-    try:
-        THE_WORD.bind(f"\0pfedpara-{namespace}-{launcher().pid}-failed")
-    except OSError:
-        return False
-    return True
+    """Returns whether this is the first process of the job on this host that fails, also when asked again."""
+    if not THE_WORD:  # else a signal came while this process failed
+        THE_WORD.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        try:
+            THE_WORD[0].bind(f"\0pfedpara-{namespace}-{launcher().pid}-failed")
+        except OSError:
+            THE_WORD.clear()
+    return bool(THE_WORD)
 
 
 def end_job(code: int) -> NoReturn:
@@ -175,6 +179,7 @@ def default_signals() -> None:
 
 def fail_on_signal() -> None:
     """From here on a signal that asks this process to end ends all ranks, in a sentence."""
+    launcher()  # found ahead: once the signal is there, mpirun does not listen for long
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda got, _: fail(f"ended by {signal.Signals(got).name}", 128 + got))
 
