@@ -126,6 +126,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     return out
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_bits(quantized: dict[int, Any]) -> None:
     for algo in METHODS:
         for form, label in LABELS.items():
