@@ -92,8 +92,7 @@ def vectorized_loop(rounds: int) -> list[float]:
     seconds = []
     for _ in range(rounds):
         begin = time.perf_counter()
-        weights = {name: tensor.repeat(CLIENTS, *[1] * tensor.dim()) for name, tensor in shared.items()}
-        weights = {name: tensor.view(CLIENTS, *shared[name].shape) for name, tensor in weights.items()}
+        weights = {name: tensor.expand(CLIENTS, *tensor.shape).clone() for name, tensor in shared.items()}
         order = torch.stack([torch.randperm(SAMPLES) for _ in range(CLIENTS)])
         for batch in order.split(BATCH, dim=1):  # (K, B)
             gradients = gradients_of(weights, x[client, batch], y[client, batch])

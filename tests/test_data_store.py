@@ -223,7 +223,10 @@ def test_a_file_that_keeps_hdf5_busy_for_ever_is_refused(path: Path) -> None:
 
 def test_any_damage_gives_the_samples_or_a_sentence(tmp_path: Path) -> None:
     store = tmp_path / "damaged.h5"
-    good = prepare("mnist5k", None, "iid", 4, 0, tmp_path, fraction=0.02, embed=True).read_bytes()
+    whole = prepare("mnist5k", None, "iid", 4, 0, tmp_path, fraction=0.02, embed=True)
+    good = whole.read_bytes()
+    with open_store(whole) as opened:
+        expected = [opened.samples(client, "train") for client in range(opened.clients)]
     for case in range(100):
         stream = np.random.default_rng(case)
         content = np.frombuffer(good, np.uint8).copy()
@@ -232,8 +235,10 @@ def test_any_damage_gives_the_samples_or_a_sentence(tmp_path: Path) -> None:
         content[at] = stream.choice(np.array([0, 1, 16, 255], np.uint8), len(at))
         store.write_bytes(content)
         with contextlib.suppress(DataError), open_store(store) as opened:
-            for client in range(opened.clients):
-                opened.samples(client, "train")
+            assert opened.clients == len(expected)
+            for client, samples in enumerate(expected):
+                for found, right in zip(opened.samples(client, "train"), samples, strict=True):
+                    np.testing.assert_array_equal(found, right)
 
 
 def test_missing_samples_are_named(path: Path) -> None:
