@@ -64,8 +64,7 @@ def share_imports(load: Callable[[], None]) -> None:
     if os.environ["MPI_LOCALRANKID"] != "0":
         # Hydra passes a signal on to all that it started, and kills the rest as soon as one has died of it: the first
         # process answers for all, and has to come to say so.
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.SIG_IGN)
+        process.answer_signals(signal.SIG_IGN)
         wait_for_rank(meeting, address)
         return
     process.fail_on_signal()
@@ -78,7 +77,7 @@ def share_imports(load: Callable[[], None]) -> None:
         for guest in guests:
             guest.link.send(GO_ON_ALONE)
             os.close(guest.pmi)
-        process.default_signals()
+        process.answer_signals(signal.SIG_DFL)
         return
     gc.collect()
     gc.freeze()  # else the children's collections would write to the pages they share
@@ -91,7 +90,7 @@ def share_imports(load: Callable[[], None]) -> None:
         child = os.fork()
         if not child:
             meeting.close()
-            process.default_signals()
+            process.answer_signals(signal.SIG_DFL)
             die_with_parent()
             if os.getppid() != first:
                 os._exit(1)

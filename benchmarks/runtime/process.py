@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import mpi4py
@@ -55,7 +55,7 @@ def start() -> Group:
     if launcher().pid == os.getpid():
         fail_on_signal()
     else:
-        default_signals()
+        answer_signals(signal.SIG_DFL)
     keep_freed_memory()
     LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
@@ -131,8 +131,7 @@ def fail(sentence: str, code: int) -> NoReturn:
     disk fails several at once, and the first has said it.
     """
     if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.SIG_IGN)
+        answer_signals(signal.SIG_IGN)
     FAILING.acquire()
     if not take_the_word():
         time.sleep(5)  # the launcher needs less
@@ -171,17 +170,19 @@ def end_job(code: int) -> NoReturn:
     os._exit(code)
 
 
-def default_signals() -> None:
-    """From here on a signal that asks this process to end ends it at once, and whoever watches it sees which."""
+def answer_signals(answer: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """From here on ``answer`` is what follows a signal that asks this process to end.
+
+    With the default one it ends at once, and whoever watches it sees which signal it was.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signum, answer)
 
 
 def fail_on_signal() -> None:
     """From here on a signal that asks this process to end ends all ranks, in a sentence."""
     launcher()  # found ahead: once the signal is there, mpirun does not listen for long
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda got, _: fail(f"ended by {signal.Signals(got).name}", 128 + got))
+    answer_signals(lambda got, _: fail(f"ended by {signal.Signals(got).name}", 128 + got))
 
 
 def fail_on_error(where: Callable[[], str], verbose: bool) -> None:
