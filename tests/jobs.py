@@ -1,6 +1,7 @@
 """Real jobs, started as a user starts them, and what they left behind."""
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+DOWN_WITHIN = 10  # seconds from a failure to the end of the last process
 
 
 def command(*options: str, ranks: int = 1, before: str = "") -> list[str]:
@@ -98,3 +100,33 @@ def wait_for_round(job: subprocess.Popen[str], table: Path, number: int) -> None
     begun = wait_until(lambda: job.poll() is not None or (table.exists() and len(rows(table)) >= number), 120)
     assert begun
     assert job.poll() is None, job.communicate()
+
+
+def tensors(run_directory: Path) -> dict[str, str]:
+    """Returns the hash of each file of tensors in the newest checkpoint."""
+    newest = max((run_directory / "checkpoint").glob("round-??????"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in newest.glob("*.safetensors")}
+
+
+def findings(run_directory: Path) -> dict[str, Any]:
+    """Returns all that a run found out: all it left but for the time it took and what went from rank to rank."""
+    found = json.loads((run_directory / "summary.json").read_text())
+    rounds = rows(run_directory / "rounds.csv")
+    for timed in (found, *rounds):
+        del timed["seconds"]
+    moved = found.pop("moved")
+    ledger = rows(run_directory / "ledger.csv")
+    moves = [entry for entry in ledger if entry["direction"] == "move"]
+    assert moved == {unit: sum(int(entry[unit]) for entry in moves) for unit in ("parameters", "bytes")}
+    federated = [entry for entry in ledger if entry["direction"] != "move"]
+    clients = rows(run_directory / "clients.csv")
+    return {
+        **{"summary": found, "rounds": rounds, "clients": clients, "ledger": federated},
+        "tensors": tensors(run_directory),
+    }
+
+
+def same_findings(one: Path, other: Path) -> None:
+    ours, theirs = findings(one), findings(other)
+    for table in ours:
+        assert ours[table] == theirs[table], f"{table} of {one} and {other}"

@@ -17,8 +17,7 @@ from baselines.fedavg import FedAvgAggregator, FedAvgTrainer, Params, client_str
 from baselines.fedopt import FedAdamAggregator, FedAvgMAggregator, FedYogiAggregator
 from benchmarks.methods import find_method
 from pfedpara.parameterize import split_parameters
-from tests.jobs import directory, run, start, summary
-from tests.test_jobs import same_findings, wait_for_round
+from tests.jobs import directory, run, same_findings, start, summary, wait_for_round
 
 Vector = np.ndarray
 

@@ -17,9 +17,8 @@ from baselines.fedavg import FedAvgTrainer, client_stream, copy_of
 from baselines.split import keep_private, layers, split_parameters
 from benchmarks.methods import METHODS, find_method
 from pfedpara.parameterize import parameterize
-from tests.jobs import directory, run
+from tests.jobs import directory, run, same_findings
 from tests.test_input import refusal
-from tests.test_jobs import same_findings
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

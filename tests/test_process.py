@@ -12,11 +12,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.jobs import ROOT, alive, command, directory, family, run, start, summary, wait_for_round, wait_until
+from tests.jobs import (
+    DOWN_WITHIN,
+    ROOT,
+    alive,
+    command,
+    directory,
+    family,
+    run,
+    start,
+    summary,
+    wait_for_round,
+    wait_until,
+)
 
 ONE = ("--algo", "fedavg", "--rounds", "1", "--epochs", "1")
 ENDLESS = ("--algo", "fedavg", "--rounds", "5000", "--epochs", "1")
-DOWN_WITHIN = 10  # seconds from a failure to the end of the last process
 
 
 def roles(job: subprocess.Popen[str]) -> dict[str, psutil.Process]:

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from benchmarks import checkpoint
 from benchmarks.record import ClientFigures
-from tests.jobs import ROOT, directory, rows, run, start, summary
-from tests.test_jobs import alive, family, same_findings, wait_until
+from tests.jobs import ROOT, alive, directory, family, rows, run, same_findings, start, summary, wait_until
 
 EVERY = 3  # rounds between checkpoints
 ROUNDS = 110
