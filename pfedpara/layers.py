@@ -21,12 +21,20 @@ def khatri_rao(x: Tensor, X1: Tensor, Y1: Tensor, X2: Tensor, Y2: Tensor) -> Ten
 
     The rows of W are products of two: W = (X1 ⊛ X2)(Y1 ⊛ Y2)ᵀ with row-wise Khatri-Rao products of r² columns, hence
     (W x)_i = Σ_jk X1_ij X2_ik M_jk with M = Y1ᵀ diag(x) Y2. It costs 2 B r² (m + n) operations against W's 4 m n r.
-    X1, Y1 may have another rank than X2, Y2.
+    X1, Y1 may have another rank than X2, Y2. Intermediate results have B r (m + n) numbers or, by the Khatri-Rao
+    products themselves, r² (m + n).
     """
     m, B, r2 = len(X1), len(x), Y2.shape[1]
+    if 2 * r2 < 3 * B:  # building a product costs fewer passes than diag(x) Y2 and what follows from it
+        return x @ _products_of_rows(Y1, Y2) @ _products_of_rows(X1, X2).T
     Z = (x.T.unsqueeze(2) * Y2.unsqueeze(1)).reshape(len(Y2), B * r2)  # (n, B r2), diag(x) Y2 side by side
     M = Y1.T @ Z  # (r1, B r2)
     return ((X1 @ M).view(m, B, r2) * X2.unsqueeze(1)).sum(2).T  # (B, m)
+
+
+def _products_of_rows(A: Tensor, B: Tensor) -> Tensor:
+    """The row-wise Khatri-Rao product A ⊛ B of (n, r1) and (n, r2), (n, r1 r2)."""
+    return (A.unsqueeze(2) * B.unsqueeze(1)).flatten(1)
 
 
 def khatri_rao_is_cheaper(batch: int, m: int, n: int, rank: int) -> bool:
@@ -36,7 +44,8 @@ def khatri_rao_is_cheaper(batch: int, m: int, n: int, rank: int) -> bool:
     with the passes over its intermediate results; their weights, 16 and 8 in units of r, are fitted to times measured
     on one core, chiefly of 256×784. A function of shapes alone, so that every process takes the same path.
     """
-    return batch * rank * (m + n) * (rank + 16) < m * n * (2 * (rank + 8) + batch)
+    passes = 16 * min(batch, 1.5 * rank)
+    return rank * (m + n) * (batch * rank + passes) < m * n * (2 * (rank + 8) + batch)
 
 
 class FactoredLinear(nn.Linear):

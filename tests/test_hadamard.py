@@ -167,7 +167,8 @@ def test_small_batches_and_ranks_avoid_the_weight() -> None:
     assert khatri_rao_is_cheaper(10, 256, 784, 16)
     assert khatri_rao_is_cheaper(1, 256, 784, 56)
     assert not khatri_rao_is_cheaper(10, 256, 784, 56)
-    assert not khatri_rao_is_cheaper(32, 256, 784, 16)
+    assert khatri_rao_is_cheaper(32, 256, 784, 16)
+    assert not khatri_rao_is_cheaper(128, 256, 784, 16)
 
 
 @pytest.mark.parametrize("tanh", [False, True])
