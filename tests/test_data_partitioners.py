@@ -8,10 +8,6 @@ from hypothesis import strategies as st
 from data_partitions import DataError, check_partition
 from data_partitions import partitioners as p
 
-# A busy machine is no error.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
-
 LABELS = st.lists(st.integers(0, 6), min_size=12, max_size=300).map(lambda values: np.array(values, np.int64))
 CLIENTS = st.integers(1, 8)
 SEED = st.integers(0, 2**32)

@@ -46,7 +46,7 @@ def test_products_by_hand() -> None:
     torch.testing.assert_close(composed["pfedpara"], W1 * (W2 + 1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(*[st.integers(1, 6)] * 5)
 def test_tensor_product_is_the_mode_product(O: int, I: int, r: int, k1: int, k2: int) -> None:  # noqa: E741
     T, X, Y = draw(r, r, k1, k2), draw(O, r), draw(I, r)
@@ -54,7 +54,7 @@ def test_tensor_product_is_the_mode_product(O: int, I: int, r: int, k1: int, k2:
     torch.testing.assert_close(inner_product(T, X, Y), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(*[st.integers(1, 6)] * 5)
 def test_khatri_rao_equals_the_composed_weight_with_equal_gradients(B: int, m: int, n: int, r1: int, r2: int) -> None:
     inputs = [t.requires_grad_() for t in (draw(B, n), draw(m, r1), draw(n, r1), draw(m, r2), draw(n, r2))]
@@ -78,7 +78,7 @@ def test_gradients(method: Method, shape: tuple[int, ...], tanh: bool) -> None:
     assert torch.autograd.gradcheck(layer, factors)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     *[st.integers(1, 40)] * 2,
     st.integers(1, 6),

@@ -244,7 +244,7 @@ def test_no_byte_of_a_checkpoint_can_do_harm(tmp_path: Path, data: st.DataObject
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20  # KiB
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 2**64 - 1))
 def test_bytes_that_are_not_tensors_are_refused(noise: bytes, length: int) -> None:
     for content in (noise, length.to_bytes(8, "little") + noise):
