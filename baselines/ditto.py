@@ -21,7 +21,7 @@ from baselines.second_model import SecondModelTrainer
 
 
 class DittoHyper(FedAvgHyper, frozen=True):
-    lam: float = Field(0.5, ge=0, description="λ, pull of the personal v_k towards the global model", **search(0.05, 2))
+    lam: float = Field(0.5, ge=0, description="λ, pull of the personal v_k towards the global model", **search(0.01, 2))
 
 
 class DittoTrainer(SecondModelTrainer):

@@ -39,11 +39,11 @@ class FedAvgHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     Those with ``search`` are tuned by benchmarks/tune.py.
     """
 
-    lr: float = Field(0.1, gt=0, description="η, the clients' learning rate", **search(0.01, 1))
+    lr: float = Field(0.1, gt=0, description="η, the clients' learning rate", **search(0.03, 3))
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on η after each round")
     epochs: int = Field(5, ge=1, description="E, local epochs a round")
     batch_size: int = Field(32, ge=1, description="B, samples a local step")
-    clip_norm: float = Field(2.0, ge=0, description="largest Euclidean norm of a step's gradient; 0 does not clip")
+    clip_norm: float = Field(1.0, ge=0, description="largest Euclidean norm of a step's gradient; 0 does not clip")
 
 
 def client_stream(seed: int, client: int, round_index: int) -> int:

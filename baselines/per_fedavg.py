@@ -27,10 +27,10 @@ from baselines.fedavg import FedAvgHyper, FedAvgTrainer, search
 
 
 class PerFedAvgHyper(FedAvgHyper, frozen=True):
-    lr: float = Field(0.1, gt=0, description="β, the step size of w", **search(0.01, 1))
+    lr: float = Field(0.1, gt=0, description="β, the step size of w", **search(0.03, 3))
     variant: Literal["fo", "hf"] = Field("fo", description="fo: first order; hf: Hessian-free")
     inner_lr: float = Field(
-        0.05, gt=0, description="α, step size of the adaptation; hf needs a smaller one", **search(0.005, 0.5)
+        0.05, gt=0, description="α, step size of the adaptation; hf needs a smaller one", **search(0.01, 1)
     )
     adapt_steps: int = Field(1, ge=1, description="steps of the adaptation before a client uses the model")
     delta: float = Field(1e-3, gt=0, description="δ, the difference that hf takes instead of the Hessian")

@@ -1,6 +1,6 @@
 """Chooses each method's hyper-parameters: the same number of trials for each, judged on validation data.
 
-    python benchmarks/tune.py                       # every method, 4 trials each; writes benchmarks/tuned.yaml
+    python benchmarks/tune.py                       # every method, 6 trials each; writes benchmarks/tuned.yaml
     python benchmarks/tune.py --algo fedavg scaffold --parameterization lowrank fedpara
 
 What is searched, and where, stands beside each hyper-parameter (``search`` in baselines/fedavg.py). A method's first
@@ -189,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
     p.add_argument("--algo", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME", help="methods")
     p.add_argument("--parameterization", nargs="+", default=[None], metavar="NAME", help="weights, as for run.py")
-    p.add_argument("--trials", type=int, default=4, metavar="N", help="for each method (default: 4)")
+    p.add_argument("--trials", type=int, default=6, metavar="N", help="for each method (default: 6)")
     p.add_argument("--rounds", type=int, default=10, metavar="N", help="of a trial (default: 10)")
     p.add_argument("--dataset", default=defaults["dataset"], metavar="NAME")
     p.add_argument("--data-dir", type=Path, default=defaults["data_dir"], metavar="DIR")

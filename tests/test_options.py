@@ -17,7 +17,7 @@ def hyper(algo: str, *line: str) -> dict[str, Any]:
 def test_tuned_values_replace_defaults_and_the_command_line_both() -> None:
     assert hyper("fedavg", "--algo", "fedavg")["lr"] == 0.7
     assert hyper("fedavg", "--algo", "fedavg", "--lr", "0.2")["lr"] == 0.2
-    assert hyper("fedavg", "--algo", "fedavg")["clip_norm"] == 2.0
+    assert hyper("fedavg", "--algo", "fedavg")["clip_norm"] == 1.0
 
 
 def test_a_method_s_own_choice_wins_whatever_the_order() -> None:
