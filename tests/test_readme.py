@@ -128,7 +128,7 @@ def test_every_script_explains_itself(script: str) -> None:
 def test_files_and_options_that_it_names_exist() -> None:
     for path in re.findall(r"`((?:benchmarks|baselines|pfedpara|data_partitions|tests)/[\w/.]+)`", README):
         assert (ROOT / path).exists(), path
-    programs = "benchmarks/run.py", "benchmarks/report.py", "benchmarks/perf.py"
+    programs = "benchmarks/run.py", "benchmarks/report.py", "benchmarks/perf.py", "benchmarks/stability.py"
     programs += "-m data_partitions build", "-m pfedpara.inspect"
     known = "".join(type_in(f"{sys.executable} {program} --help", ROOT, 60).stdout for program in programs)
     named = set(re.findall(r"`(--[a-z-]+)[ `]", README)) - {"--quick"}  # of run_all.sh, which has no help
