@@ -76,6 +76,13 @@ def build(depth: int, start: str, method: Method, gamma: float, seed: int) -> nn
     return model
 
 
+def shuffled_digits() -> tuple[Tensor, Tensor]:
+    """The embedded digits in an order that is always the same: images (5000, 28, 28) in uint8, and labels (5000,)."""
+    images, labels = mnist_data()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(images, dtype=torch.uint8).view(-1, 28, 28)[order], torch.tensor(labels)[order]
+
+
 def train(model: nn.Module, lr: float, clip_norm: float, steps: int, data: tuple[Tensor, Tensor], seed: int) -> float:
     """Accuracy on the last 1,000 images after ``steps`` of SGD on the rest, batch 32; NaN if the loss is not finite."""
     (images, labels), generator = data, torch.Generator().manual_seed(seed)
@@ -134,9 +141,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("stability.png"), help="PNG; a CSV is written beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    images, labels = mnist_data()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    data = torch.tensor(images, dtype=torch.uint8).view(-1, 28, 28)[order], torch.tensor(labels)[order]
+    data = shuffled_digits()
     runs: list[Run] = []
     for start, clip_norm, depth, lr in product(options.starts, CLIP_NORMS, options.depths, options.lrs):
         for gamma in options.gammas:

@@ -10,17 +10,8 @@ import pytest
 from tests.jobs import DOWN_WITHIN, alive, directory, family, run, same_findings, start, wait_for_round, wait_until
 
 RESUMABLE = (
-    "--algo",
-    "pfedpara",
-    "pfedme",
-    "--rounds",
-    "12",
-    "--epochs",
-    "1",
-    "--clients-per-round",
-    "6",
-    "--checkpoint-every",
-    "1",
+    *("--algo", "pfedpara", "pfedme", "--rounds", "12", "--epochs", "1"),
+    *("--clients-per-round", "6", "--checkpoint-every", "1"),
 )
 
 
