@@ -7,7 +7,7 @@ Deviation: the gradient of a step is clipped to the norm ``clip_norm``, the same
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from baselines.split import split_parameters
 EVALUATION_BATCH = 512  # samples
 
 Params = dict[str, Tensor]
+JudgedOn = Literal["received", "trained"]
+"""The model that a client deploys: the newest that it can receive, perhaps adapted, or the one it trained last."""
 
 
 class DivergedError(ArithmeticError):
@@ -152,7 +154,7 @@ class FedAvgTrainer(ClientTrainer):
     Hyper: ClassVar[type[FedAvgHyper]] = FedAvgHyper
     Aggregator: ClassVar[type[FedAvgAggregator]] = FedAvgAggregator
     parameterization: ClassVar[str] = "dense"
-    personalized: ClassVar[bool] = False  # deploys the new global model, not the one it has just trained
+    judged_on: ClassVar[JudgedOn] = "received"
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         """``args`` is FedML's namespace; it carries ``random_seed``, ``round_idx`` and the fields of ``Hyper``."""

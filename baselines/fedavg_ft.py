@@ -7,9 +7,11 @@ what travels and the server are FedAvg's; nothing stays. What is judged is the n
 These epochs are no part of training: a client takes them where it is judged, and they are thrown away afterwards.
 """
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer
+from baselines.fedavg import FedAvgHyper, FedAvgTrainer, JudgedOn
 
 
 class FedAvgFtHyper(FedAvgHyper, frozen=True):
@@ -21,7 +23,7 @@ class FedAvgFtTrainer(FedAvgTrainer):
 
     Hyper = FedAvgFtHyper
     hyper: FedAvgFtHyper
-    personalized = False  # on any weights: what it trains for the others is not what it uses
+    judged_on: ClassVar[JudgedOn] = "received"  # on any weights: what it trains for the others is not what it uses
 
     def deploy(self) -> None:
         self.run_epochs(self.local_train_dataset, self.hyper.finetune_epochs, self.learning_rate())

@@ -20,7 +20,7 @@ NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # the first is that
 class FedBNTrainer(FedAvgTrainer):
     """FedBN: all is shared but the norm layers, with their running statistics."""
 
-    personalized = False
+    judged_on = "received"
 
     def personalize(self, model: nn.Module) -> None:
         norms = [module for module in model.modules() if isinstance(module, NORMS) and own_tensors(module)]

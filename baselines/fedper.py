@@ -6,11 +6,13 @@ local training is judged. No deviation beyond the shared clipping of baselines/f
 tensors of its own, so that a norm layer counts as one, and a factored layer as one too (baselines/split.py).
 """
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import nn
 from torch.nn import Parameter
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer
+from baselines.fedavg import FedAvgHyper, FedAvgTrainer, JudgedOn
 from baselines.split import Layer, keep_private, layers
 
 
@@ -23,7 +25,7 @@ class FedPerTrainer(FedAvgTrainer):
 
     Hyper = FedPerHyper
     hyper: FedPerHyper
-    personalized = True
+    judged_on: ClassVar[JudgedOn] = "trained"
 
     def personalize(self, model: nn.Module) -> None:
         found = layers(model)

@@ -27,7 +27,7 @@ class FedRepTrainer(FedPerTrainer):
 
     Hyper = FedRepHyper
     hyper: FedRepHyper
-    personalized = False
+    judged_on = "received"
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)

@@ -25,7 +25,7 @@ class LGFedAvgTrainer(FedPerTrainer):
 
     Hyper = LGFedAvgHyper
     hyper: LGFedAvgHyper
-    personalized = False
+    judged_on = "received"
 
     def keep(self, found: list[Layer]) -> list[Layer]:
         return found[: self.hyper.private_layers]

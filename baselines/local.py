@@ -9,7 +9,7 @@ from baselines.split import keep_private
 class LocalTrainer(FedAvgTrainer):
     """Local only: each client trains alone, nothing is sent."""
 
-    personalized = True
+    judged_on = "trained"
 
     def personalize(self, model: nn.Module) -> None:
         keep_private(model.modules())

@@ -41,7 +41,7 @@ class PerFedAvgTrainer(FedAvgTrainer):
 
     Hyper = PerFedAvgHyper
     hyper: PerFedAvgHyper
-    personalized = False
+    judged_on = "received"
 
     @property
     def batches(self) -> int:

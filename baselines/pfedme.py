@@ -47,7 +47,7 @@ class PFedMeTrainer(FedAvgTrainer):
     Hyper = PFedMeHyper
     Aggregator = PFedMeAggregator
     hyper: PFedMeHyper
-    personalized = True
+    judged_on = "trained"
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         super().__init__(model, args)

@@ -13,7 +13,7 @@ from baselines.fedavg import FedAvgTrainer, Params, copy_into, copy_of
 class SecondModelTrainer(FedAvgTrainer):
     """A client with two models, w and v, both with the names and shapes of the shared tensors."""
 
-    personalized = True
+    judged_on = "trained"
 
     def __init__(self, model: nn.Module, args: Any) -> None:
         """Raises ValueError where the weights have private parts: v is private as a whole, w shared as a whole."""

@@ -77,7 +77,7 @@ class Run:
         self.settings = settings = experiment.settings
         self.store = open_store(experiment.store)
         trainer = build_trainer(settings, self.store)
-        self.personalized = trainer.personalized
+        self.judged_on = trainer.judged_on
         self.aggregator = trainer.Aggregator(trainer.model, trainer.args)
         self.travelling = trainer.get_model_params()  # names and shapes of what travels
         self.stateful = bool(trainer.get_private_state())
@@ -173,14 +173,14 @@ class Run:
     def judge(self, received: dict[int, float], fresh: dict[int, ClientFigures]) -> None:
         """Takes accuracies of the new aggregate as it came, and figures of what clients would deploy on receiving it.
 
-        A client deploys what it trained last; what it received where it never trained or the method is not personal.
+        A client that never trained deploys what it would receive now, and each does under a method judged so.
         """
         self.received |= received
         self.figures |= fresh
 
     def untrained(self) -> list[int]:
         """Returns the clients whose deployed model follows from what they receive, not from what they trained."""
-        return [c for c in range(self.store.clients) if not self.personalized or c not in self.seen]
+        return [c for c in range(self.store.clients) if self.judged_on == "received" or c not in self.seen]
 
     def book(self) -> None:
         """Enters what was sent and found out since the last call into totals, ledger and figures."""

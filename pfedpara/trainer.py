@@ -51,7 +51,7 @@ class PFedParaTrainer(FedParaTrainer):
     """pFedPara: FedAvg on the global half of a Hadamard product; the personal half stays."""
 
     parameterization = "pfedpara"
-    personalized = True
+    judged_on = "trained"
 
 
 @cache
@@ -64,7 +64,7 @@ def on_factors(method: type[FedAvgTrainer], parameterization: Method) -> type[Fe
     factored = next(
         t for t in (FedParaTrainer, LowRankTrainer, PFedParaTrainer) if t.parameterization == parameterization
     )
-    says = next(base for base in method.__mro__ if "personalized" in vars(base))
+    says = next(base for base in method.__mro__ if "judged_on" in vars(base))
     name = f"{method.__name__}On{factored.__name__}"
     return type(
         name,
@@ -72,6 +72,6 @@ def on_factors(method: type[FedAvgTrainer], parameterization: Method) -> type[Fe
         {
             "__doc__": method.__doc__,
             "Hyper": create_model(f"{name}Hyper", __base__=(method.Hyper, FactorHyper)),
-            "personalized": factored.personalized if says is FedAvgTrainer else method.personalized,
+            "judged_on": factored.judged_on if says is FedAvgTrainer else method.judged_on,
         },
     )

@@ -77,7 +77,7 @@ def federate(algo: str, norm: type[nn.Module] | None = None, **hyper: Any) -> tu
                 judged.append(flat(model))
         aggregator.set_model_params(aggregator.aggregate(updates))
     trainer.args.round_idx = ROUNDS
-    for client in range(3) if not trainer.personalized else ():
+    for client in range(3) if trainer.judged_on == "received" else ():
         take_up(client)
         with trainer.deployed() as model:
             judged[client] = flat(model)

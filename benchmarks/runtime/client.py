@@ -178,7 +178,7 @@ class Worker(Node):
         stream = codec.random_stream(1, self.settings.seed, client, number)
         packed = codec.pack(shared, received, self.travelling, self.settings.quantize, stream)
         self.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
-        if trainer.personalized and message.get("judge") and (figures := self.judge(client)):
+        if trainer.judged_on == "trained" and message.get("judge") and (figures := self.judge(client)):
             self.trained[client] = number, figures
         self.busy = ""
 
