@@ -122,7 +122,7 @@ def stock_fedml(rounds: int, out: Path) -> None:
     class NotingAggregator(FedAvgAggregator):
         def set_model_params(self, model_parameters: dict[str, torch.Tensor]) -> None:
             super().set_model_params(model_parameters)
-            ends.append(time.time())
+            ends.append(time.monotonic())
 
     comm = MPI.COMM_WORLD
     logging.disable()
@@ -163,7 +163,7 @@ def pss(launcher: psutil.Process) -> int:
 
 def watch(command: list[str], ready: Path) -> dict[str, float]:
     """Runs ``command``. Returns seconds in all and the largest PSS seen, in GB, once a file matches ``ready``."""
-    begin, peak = time.time(), 0
+    begin, peak = time.monotonic(), 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         process = psutil.Process(job.pid)
         while job.poll() is None:
@@ -173,7 +173,7 @@ def watch(command: list[str], ready: Path) -> dict[str, float]:
                     peak = max(peak, pss(process))
                 except psutil.Error:  # a rank has just left
                     continue
-    return {"begin": begin, "end": time.time(), "pss": peak / 1e9}
+    return {"begin": begin, "end": time.monotonic(), "pss": peak / 1e9}
 
 
 def this_runtime(ranks: int, rounds: int, folder: Path) -> dict[str, float]:
@@ -193,7 +193,7 @@ def this_runtime(ranks: int, rounds: int, folder: Path) -> dict[str, float]:
     return {
         "ready": summary["seconds"]["startup"],
         "round": summary["seconds"]["training"] / rounds,
-        "leaving": seen["end"] - (run / "rounds.csv").stat().st_mtime,
+        "leaving": seen["end"] - seen["begin"] - summary["seconds"]["total"],
         "pss": seen["pss"],
     }
 

@@ -82,13 +82,13 @@ def launcher() -> "psutil.Process":
 
 
 def launched() -> float:
-    """Returns when the user started this job, in seconds since the epoch.
+    """Returns when the user started this job, on the clock of ``time.monotonic``.
 
     From the kernel's own clock: psutil's time of creation is off by up to a second.
     """
     after_name = Path(f"/proc/{launcher().pid}/stat").read_text().rpartition(")")[2]
     started = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")  # field 22, seconds since boot
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
+    return time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
 
 
 def open_gate(group: Group, plan: bytes) -> None:

@@ -63,7 +63,7 @@ class Server(Node):
     current: Run
 
     def __init__(self, transport: MpiTransport, experiments: list[Experiment], screen: Screen, launched: float) -> None:
-        """``launched``: when the job was started, in seconds since the epoch."""
+        """``launched``: when the job was started, on the clock of ``time.monotonic``."""
         super().__init__(transport, 0)
         self.workers = range(1, transport.workers + 1)
         self.experiments, self.screen, self.started = experiments, screen, launched
@@ -129,7 +129,7 @@ class Server(Node):
     def on_ready(self, message: Message) -> None:
         self.expect(message, Kind.READY, worker := message.get_sender_id())
         if self.all_answered(Kind.READY, worker):
-            self.current.seconds["startup"] = time.time() - self.started
+            self.current.seconds["startup"] = time.monotonic() - self.started
             self.screen.begin(self.current.settings, self.current.round)
             self.next_round()
 
@@ -279,7 +279,7 @@ class Server(Node):
         self.next_round()
 
     def finish_experiment(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         self.current.finish(now - self.started)
         self.screen.end(self.current)
         self.started = now
