@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fedml.core import ClientTrainer, ServerAggregator
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.split import split_parameters
+from pfedpara.streams import stream_state
 
 EVALUATION_BATCH = 512  # samples
 
@@ -46,19 +46,6 @@ class FedAvgHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     epochs: int = Field(5, ge=1, description="E, local epochs a round")
     batch_size: int = Field(32, ge=1, description="B, samples a local step")
     clip_norm: float = Field(1.0, ge=0, description="largest Euclidean norm of a step's gradient; 0 does not clip")
-
-
-def client_stream(seed: int, client: int, round_index: int) -> int:
-    """Returns the 64-bit seed of one client's random stream in one round, whichever process trains it."""
-    return int(np.random.SeedSequence((seed, client, round_index)).generate_state(1, np.uint64)[0])
-
-
-def begin_stream(args: Any, client: int) -> None:
-    """Sets torch's stream of random numbers on the CPU to that client's in the round that ``args`` tells.
-
-    Nothing is drawn elsewhere. (``torch.manual_seed`` would also take a millisecond to note that there is no GPU.)
-    """
-    torch.default_generator.manual_seed(client_stream(args.random_seed, client, args.round_idx))
 
 
 @torch.no_grad()
@@ -192,8 +179,15 @@ class FedAvgTrainer(ClientTrainer):
 
         Raises DivergedError where the loss or a weight is no longer finite.
         """
-        begin_stream(args, self.id)
+        self.begin_stream("training", args)
         self.run_epochs(train_data, self.hyper.epochs, self.learning_rate())
+
+    def begin_stream(self, purpose: str, args: Any) -> None:
+        """Sets torch's random numbers to this client's in the round that ``args`` tells, whichever process trains it.
+
+        They are all drawn on the CPU.
+        """
+        torch.set_rng_state(stream_state(purpose, args.random_seed, self.id, args.round_idx))
 
     def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
         """Takes a step on each batch of ``epochs`` shuffles of ``train_data``, with batches from torch's stream."""
@@ -270,7 +264,7 @@ class FedAvgTrainer(ClientTrainer):
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         try:
             with torch.random.fork_rng(devices=[]):
-                begin_stream(self.args, self.id)
+                self.begin_stream("deployment", self.args)
                 self.deploy()
             yield self.model
         finally:

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pfedpara.streams import stream_seed
+
 Format = Literal["4", "8", "16", "float16", "32"]
 """Bits of a parameter on the wire; 32 does not quantize."""
 
@@ -29,9 +31,9 @@ KINDS = {form: np.dtype(kind) for form, kind in (("4", "u1"), ("8", "i1"), ("16"
 SCALE = np.dtype("<f4")
 
 
-def random_stream(direction: int, *key: int) -> np.random.Generator:
-    """Returns the random stream of one message: of a ``direction`` (1 up, 2 down) and its seed, client and round."""
-    return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(direction,)))
+def random_stream(direction: Literal["up", "down"], *keys: int) -> np.random.Generator:
+    """Returns the random stream that rounds one message: up by seed, client and round, down by seed and round."""
+    return np.random.default_rng(stream_seed(f"quantize {direction}", *keys))
 
 
 def nbytes(size: int, form: str) -> int:

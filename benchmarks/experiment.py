@@ -23,9 +23,9 @@ from benchmarks.ledger import Entry, totals
 from benchmarks.methods import build_trainer
 from benchmarks.record import ClientFigures, Recorder, summarize_clients
 from data_partitions import heat_map, open_store
+from pfedpara.streams import stream_seed
 
 MOVED = ("move",)
-FAULTS = (3,)  # the spawn key that sets their streams apart from training's and the codec's
 
 
 class Experiment(NamedTuple):
@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
 
 def sample_clients(seed: int, number: int, clients: int, per_round: int) -> list[int]:
     """Returns the participants of round ``number``, drawn without replacement, sorted."""
-    stream = np.random.default_rng(np.random.SeedSequence((seed, number)))
+    stream = np.random.default_rng(stream_seed("participants", seed, number))
     return sorted(stream.choice(clients, per_round, replace=False).tolist())
 
 
@@ -52,8 +52,8 @@ def draw_faults(settings: Settings, number: int, samples: Mapping[int, int]) -> 
     """
     dropped, times = [], {}
     for client, n in samples.items():
-        seeds = np.random.SeedSequence((settings.seed, client, number), spawn_key=FAULTS)
-        fails, slow, slowdown = np.random.default_rng(seeds).random(3)
+        seed = stream_seed("faults", settings.seed, client, number)
+        fails, slow, slowdown = np.random.default_rng(seed).random(3)
         if fails < settings.dropout:
             dropped.append(client)
         times[client] = n * (1 + 9 * slowdown if slow < settings.stragglers else 1)

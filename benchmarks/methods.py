@@ -23,6 +23,7 @@ from baselines.scaffold import ScaffoldTrainer
 from benchmarks.config import Settings
 from benchmarks.models import build_model
 from data_partitions import Store
+from pfedpara.streams import stream_state
 from pfedpara.trainer import FedParaTrainer, LowRankTrainer, PFedParaTrainer, on_factors
 
 METHODS: dict[str, type[FedAvgTrainer]] = {
@@ -68,7 +69,7 @@ def find_method(algo: str, parameterization: str | None = None) -> type[FedAvgTr
 
 def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> FedAvgTrainer:
     """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
-    torch.manual_seed(settings.seed)
+    torch.set_rng_state(stream_state("start", settings.seed))
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std).to(device)
     args = SimpleNamespace(
         random_seed=settings.seed, round_idx=0, client_num_in_total=settings.clients, **settings.hyper

@@ -27,6 +27,7 @@ import yaml
 
 from benchmarks import cost
 from benchmarks.cost import BATCH, MODEL, SAMPLES
+from pfedpara.streams import stream_seed
 
 CLIENTS, LR, CLIP = 10, 0.05, 5.0
 RANKS = (2, 3, 6, 11)
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def digits(client: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns a client's made-up samples: x uint8 (500, 28, 28), y int64 (500,)."""
-    stream = np.random.default_rng(client)
+    stream = np.random.default_rng(stream_seed("made-up digits", client))
     return stream.integers(0, 256, (SAMPLES, 28, 28), np.uint8), stream.integers(0, 10, SAMPLES)
 
 

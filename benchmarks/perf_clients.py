@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import psutil
 
+from pfedpara.streams import stream_seed
+
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 50
 
@@ -33,7 +35,7 @@ def measure(ranks: int, clients: int, participants: int, rounds: int, folder: Pa
     """Returns milliseconds per participating client, and the largest memory of all ranks together (PSS, MB)."""
     data, out = folder / f"{clients}.npz", folder / f"{ranks}-{clients}-{participants}"
     if not data.exists():
-        stream = np.random.default_rng(clients)
+        stream = np.random.default_rng(stream_seed("made-up digits", clients))
         x = stream.integers(0, 256, (clients * SAMPLES, 28, 28), np.uint8)
         np.savez(data, x=x, y=np.arange(len(x)) % 10)
     command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--algo", "pfedme"]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_partitions import open_store, prepare
+from pfedpara.streams import stream_seed, stream_state
 
 BATCH = 32
 SAMPLES, CLIENTS = 60_000, 1_000
@@ -35,7 +36,7 @@ def seconds(action: Callable[[], object], repeats: int = 1) -> float:
 
 def images(folder: Path) -> Path:
     """Build 60,000 images of 28x28 pixels into 1,000 clients, open the store, read one client."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(stream_seed("made-up images"))
     x, y = rng.integers(0, 256, (SAMPLES, 28, 28), np.uint8), rng.integers(0, 10, SAMPLES)
     np.savez(folder / "images.npz", x=x, y=y)
     paths = []
@@ -50,7 +51,7 @@ def images(folder: Path) -> Path:
 
 def roles(folder: Path) -> None:
     """Build a text data set of Shakespeare's size in TensorFlow Federated's format, one client a role."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(stream_seed("made-up text"))
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz ,.", "S1")
     for split, share in (("train", 0.8), ("test", 0.2)):
         with h5py.File(folder / f"shakespeare_{split}.h5", "w") as file:
@@ -70,7 +71,8 @@ def epochs(path: Path) -> None:
     dataset = TensorDataset(x, y)
 
     def permuted() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+        torch.set_rng_state(stream_state("training"))
+        order = torch.randperm(len(y))
         return ((x[rows], y[rows]) for rows in order.split(BATCH))
 
     ways: dict[str, Callable[[], Iterable]] = {

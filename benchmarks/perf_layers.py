@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no insta
 from benchmarks.runtime.process import keep_freed_memory
 from pfedpara.hadamard import as_matrices, inner_product
 from pfedpara.parameterize import compositions, parameterize
+from pfedpara.streams import stream_state
 
 Layer = tuple[nn.Module, tuple[int, ...]]  # and the shape of its input but for the batch
 
@@ -204,7 +205,7 @@ def main() -> None:
     )
     for label in options.layers:
         for gamma in options.gamma:
-            torch.manual_seed(0)
+            torch.set_rng_state(stream_state("layers"))
             layers = contenders(LAYERS[label], gamma)
             for batch in options.batch:
                 x = torch.randn(batch, *LAYERS[label]()[1], requires_grad=True)

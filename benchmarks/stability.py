@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no insta
 from benchmarks.models import Normalize
 from pfedpara.hadamard import Method
 from pfedpara.parameterize import compositions, parameterize
+from pfedpara.streams import stream_state
 
 STARTS = ("dense", "ours", "kaiming", "notebook")
 CLIP_NORMS = (0.0, 1.0)  # 0 does not clip
@@ -55,7 +56,7 @@ class Run(NamedTuple):
 
 def build(depth: int, start: str, method: Method, gamma: float, seed: int) -> nn.Module:
     """An MLP with ``depth`` hidden layers of 256, He-initialised, its factors started as ``start`` says."""
-    torch.manual_seed(seed)
+    torch.set_rng_state(stream_state("start", seed))
     widths = [784, *[256] * depth, 10]
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -79,15 +80,17 @@ def build(depth: int, start: str, method: Method, gamma: float, seed: int) -> nn
 def shuffled_digits() -> tuple[Tensor, Tensor]:
     """The embedded digits in an order that is always the same: images (5000, 28, 28) in uint8, and labels (5000,)."""
     images, labels = mnist_data()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    torch.set_rng_state(stream_state("order of the digits"))
+    order = torch.randperm(len(images))
     return torch.tensor(images, dtype=torch.uint8).view(-1, 28, 28)[order], torch.tensor(labels)[order]
 
 
 def train(model: nn.Module, lr: float, clip_norm: float, steps: int, data: tuple[Tensor, Tensor], seed: int) -> float:
     """Accuracy on the last 1,000 images after ``steps`` of SGD on the rest, batch 32; NaN if the loss is not finite."""
-    (images, labels), generator = data, torch.Generator().manual_seed(seed)
+    images, labels = data
+    torch.set_rng_state(stream_state("training", seed))
     for _ in range(steps):
-        chosen = torch.randint(len(images) - 1000, (32,), generator=generator)  # (B,)
+        chosen = torch.randint(len(images) - 1000, (32,))  # (B,)
         loss = cross_entropy(model(images[chosen]), labels[chosen])
         if not loss.isfinite():
             return math.nan

@@ -10,9 +10,10 @@ import numpy as np
 from data_partitions import datasets, partitioners
 from data_partitions.errors import DataError
 from data_partitions.store import Samples, open_store, read_samples, write_partition, write_samples
+from pfedpara.streams import stream_seed
 
-# Each purpose draws from a stream of its own, so that one never shifts another.
-_OWNER, _SPLIT = range(2)
+RECIPE_VERSION = 2
+"""How owners and splits follow from the rest of a recipe. A store of another version is built anew."""
 
 
 def check(dataset: str, partition: str, clients: int | None) -> None:
@@ -62,6 +63,7 @@ def prepare(
         # The source's own test part is everyone's; here each client is judged on samples of its own.
         owner, is_test, names = _assign(samples, form, clients or 0, seed), None, []
     recipe: dict[str, Any] = {
+        "version": RECIPE_VERSION,
         "dataset": samples.meta.dataset,
         "samples_sha256": samples.sha256,
         "partition": form.spec,
@@ -73,10 +75,12 @@ def prepare(
     path = folder / (name.replace(":", "_") + ("-embedded.h5" if embed else ".h5"))
     if path.exists():
         with open_store(path) as store:
-            if store.recipe != recipe:
-                raise DataError(f"{path} holds another recipe, {store.recipe}; remove it")
-        return path
-    part = partitioners.split(samples.y, owner, is_test, recipe["fraction"], _stream(seed, _SPLIT))
+            found = store.recipe
+        if found == recipe:
+            return path
+        if found.get("version") == RECIPE_VERSION:
+            raise DataError(f"{path} holds another recipe, {found}; remove it")
+    part = partitioners.split(samples.y, owner, is_test, recipe["fraction"], _stream("split", seed))
     samples = replace(samples, meta=replace(samples.meta, client_names=names))
     write_partition(path, recipe, samples, owner, part, "" if embed else samples_path.name)
     return path
@@ -91,7 +95,7 @@ def _assign(samples: Samples, form: partitioners.Partition, clients: int, seed: 
             f"{clients} clients are too many for {len(samples.y)} samples: each needs one for every split; "
             f"give at most {len(samples.y) // fewest}"
         )
-    owner = form.assign(samples.y, clients, form.parameter, _stream(seed, _OWNER))
+    owner = form.assign(samples.y, clients, form.parameter, _stream("owner", seed))
     smallest = np.bincount(owner, minlength=clients).min()
     if smallest < fewest:
         raise DataError(f"{form.spec} with {clients} clients leaves one with {smallest} samples; give fewer clients")
@@ -112,5 +116,6 @@ def _samples(dataset: str, data_dir: Path | None, folder: Path) -> tuple[Path, S
     return path, samples
 
 
-def _stream(seed: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng([seed, purpose])
+def _stream(purpose: str, seed: int) -> np.random.Generator:
+    """One for each purpose, so that none shifts another."""
+    return np.random.default_rng(stream_seed(purpose, seed))

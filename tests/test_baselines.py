@@ -1,5 +1,6 @@
 """The methods on numbers worked out by hand or by a few lines of NumPy, in float64."""
 
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +11,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import DivergedError, FedAvgAggregator, FedAvgTrainer, client_stream, evaluate
+from baselines.fedavg import DivergedError, FedAvgAggregator, FedAvgTrainer, evaluate
 from baselines.fedper import FedPerTrainer
 from baselines.local import LocalTrainer
 from baselines.pfedme import PFedMeAggregator, PFedMeTrainer
 from baselines.split import keep_private, split_parameters
 from benchmarks.methods import METHODS
+from pfedpara.streams import stream_state
 
 CPU = torch.device("cpu")
 
@@ -204,9 +206,15 @@ def test_params_and_state_are_copies(algo: str) -> None:
     assert all(torch.equal(taken[name], kept[name]) for name in kept)
 
 
-def test_streams_differ_in_every_part_of_their_key() -> None:
-    keys = [(seed, client, number) for seed in range(3) for client in range(3) for number in range(3)]
-    assert len({client_stream(*key) for key in keys}) == 27
+def test_a_clients_stream_follows_from_purpose_seed_client_and_round() -> None:
+    first = {}
+    for purpose, *key in product(("training", "deployment"), range(2), range(3), range(3)):
+        trainer = trainer_of("fedavg")
+        trainer.id, (trainer.args.random_seed, trainer.args.round_idx) = key[1], (key[0], key[2])
+        trainer.begin_stream(purpose, trainer.args)
+        assert torch.equal(torch.get_rng_state(), stream_state(purpose, *key))
+        first[purpose, *key] = torch.rand(()).item()
+    assert len(set(first.values())) == len(first) == 2 * 2 * 3 * 3
 
 
 def test_divergence_is_told_with_the_learning_rate() -> None:

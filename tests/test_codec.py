@@ -20,7 +20,7 @@ ARRAYS = hnp.arrays(np.float32, st.integers(0, 40), elements=FLOATS)
 
 def round_trip(values: np.ndarray, form: str, sizes: tuple[int, ...] = (), seed: int = 0) -> np.ndarray:
     sizes = sizes or (len(values),)
-    return dequantize(quantize(values, sizes, form, random_stream(1, seed)), sizes, form)
+    return dequantize(quantize(values, sizes, form, random_stream("up", seed)), sizes, form)
 
 
 def step(values: np.ndarray, form: str) -> np.ndarray:
@@ -69,20 +69,20 @@ def test_a_tensor_that_is_not_finite_arrives_as_nan_and_the_others_as_ever(form:
 
 def test_four_bits_by_hand() -> None:
     # a = 7, so k = x: 0, 7, -7 and 3 become 7, 14, 0 and 10; a fifth value leaves half a byte.
-    packed = quantize(np.float32([0, 7, -7, 3, 1]), (5,), "4", random_stream(1, 0))
+    packed = quantize(np.float32([0, 7, -7, 3, 1]), (5,), "4", random_stream("up", 0))
     assert packed.tolist() == [*np.float32(7).tobytes(), 0x7E, 0x0A, 0x80]
 
 
 @pytest.mark.parametrize(("form", "share"), [("4", 0.13), ("8", 0.26), ("16", 0.51), ("float16", 0.51)])
 def test_bytes_of_the_mlp(form: str, share: float) -> None:
     sizes = (784 * 256, 256, 2560, 10)
-    packed = quantize(np.ones(sum(sizes), np.float32), sizes, form, random_stream(1, 0))
+    packed = quantize(np.ones(sum(sizes), np.float32), sizes, form, random_stream("up", 0))
     assert packed.nbytes == sum(nbytes(size, form) for size in sizes) <= share * 4 * sum(sizes)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_payload_of_another_length_is_refused(form: str) -> None:
-    packed = quantize(np.ones(5, np.float32), (5,), form, random_stream(1, 0))
+    packed = quantize(np.ones(5, np.float32), (5,), form, random_stream("up", 0))
     with pytest.raises(ValueError, match="7 quantized parameters"):
         dequantize(packed, (5, 2), form)
 
@@ -90,7 +90,7 @@ def test_a_payload_of_another_length_is_refused(form: str) -> None:
 @given(values=ARRAYS.filter(len))
 def test_at_32_bits_nothing_changes_and_a_reference_plays_no_part(values: np.ndarray) -> None:
     flat, like = torch.from_numpy(values), {"w": torch.zeros(len(values))}
-    sent = pack(flat, torch.ones(len(values)), like, "32", random_stream(1, 0))
+    sent = pack(flat, torch.ones(len(values)), like, "32", random_stream("up", 0))
     assert sent == {"tensors": flat}
     assert torch.equal(unpack(sent["tensors"], torch.ones(len(values)), like, "32"), flat)
 
@@ -98,14 +98,16 @@ def test_at_32_bits_nothing_changes_and_a_reference_plays_no_part(values: np.nda
 def test_the_update_is_what_is_quantized() -> None:
     like, received = {"a": torch.zeros(2, 2), "b": torch.zeros(1)}, torch.tensor([100.0, 100, 100, 100, 5])
     trained = received + torch.tensor([1.0, -1, 0, 1, 0])  # on the grid of the update, far from that of the values
-    sent = pack(trained, received, like, "4", random_stream(1, 0))
+    sent = pack(trained, received, like, "4", random_stream("up", 0))
     assert sent["parameters"] == 5
     assert torch.equal(unpack(sent["tensors"], received, like, "4"), trained)
 
 
 def test_each_message_has_a_stream_of_its_own() -> None:
-    keys = [(way, 0, client, number) for way in (1, 2) for client in range(3) for number in range(1, 4)]
-    first = {random_stream(*key).random() for key in keys} | {random_stream(2, 0, number).random() for number in (1, 2)}
+    keys = [(way, 0, client, number) for way in ("up", "down") for client in range(3) for number in range(1, 4)]
+    first = {random_stream(*key).random() for key in keys} | {
+        random_stream("down", 0, number).random() for number in (1, 2)
+    }
     assert len(first) == len(keys) + 2
 
 

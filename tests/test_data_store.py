@@ -1,6 +1,7 @@
 """The store: what is written is what is read, by recipe and hash; damaged, edited and foreign files are refused."""
 
 import contextlib
+import json
 import pickle
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_partitions import DataError, open_store, prepare
-from data_partitions.store import read_samples
+from data_partitions.store import canonical, digest, read_samples
 
 SPLITS = ("train", "validation", "test")
 
@@ -60,6 +61,7 @@ def test_every_sample_is_in_one_client_and_one_split(spec: str, embed: bool, bui
 def test_golden_recipe_gives_the_golden_hash(built: Path) -> None:
     with open_store(built) as store:
         assert store.recipe == {
+            "version": 2,
             "dataset": "mnist5k",
             "samples_sha256": "d400f7eb075d8551dcd6a383d1bb6d317651b1630a84d3345062947190b31ee2",
             "partition": "dirichlet:0.5",
@@ -67,8 +69,8 @@ def test_golden_recipe_gives_the_golden_hash(built: Path) -> None:
             "seed": 0,
             "fraction": 1.0,
         }
-        assert store.indices(0, "validation")[:5].tolist() == [15, 181, 375, 536, 949]
-        assert store.sha256 == "30074cdf38bb46a34eb646533e5044c22540cd4ecd02a143a9bef317c3b06385"
+        assert store.indices(0, "validation")[:5].tolist() == [623, 653, 816, 1011, 1115]
+        assert store.sha256 == "623089aed4a21b6770daeacfce2e0cf55c0409044c3005d7e37505dc28feb82f"
         assert (store.task, store.classes, store.input_shape) == ("image", list("0123456789"), (28, 28))
         assert (store.mean, store.std) == ((0.1307,), (0.3081,))
         assert set(store.provenance) == {"source_sha256", "numpy", "h5py"}
@@ -260,17 +262,30 @@ def test_edited_samples_are_noticed_by_who_reads_them(path: Path) -> None:
         prepare("mnist5k", None, "iid", 10, 0, path.parent)
 
 
-def test_indices_outside_the_samples_are_refused_even_with_a_right_hash(path: Path) -> None:
-    from data_partitions.store import digest
+def test_a_store_of_an_earlier_version_is_built_anew(path: Path) -> None:
+    """Its recipe says the same, but who has what followed from it in another way."""
+    with open_store(path) as store:
+        sha256 = store.sha256
+    with h5py.File(path, "r+") as file:
+        earlier = {key: value for key, value in json.loads(file.attrs["recipe"]).items() if key != "version"}
+        file.attrs["recipe"] = canonical(earlier)
+        file["indices"][:2] = file["indices"][:2][::-1]
+        rehash(file)
+    open_store(path).close()
+    assert prepare("mnist5k", None, "dirichlet:0.5", 10, 0, path.parent) == path
+    with open_store(path) as store:
+        assert (store.sha256, store.recipe["version"]) == (sha256, 2)
 
+
+def rehash(file: h5py.File) -> None:
+    parts = [file.attrs["recipe"], file.attrs["meta"], *(file[name][:] for name in ("indices", "bounds", "digests"))]
+    file.attrs["sha256"] = digest(*parts).hex()
+
+
+def test_indices_outside_the_samples_are_refused_even_with_a_right_hash(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["indices"][-1] = 5000
-        parts = [
-            file.attrs["recipe"],
-            file.attrs["meta"],
-            *(file[name][:] for name in ("indices", "bounds", "digests")),
-        ]
-        file.attrs["sha256"] = digest(*parts).hex()
+        rehash(file)
     with pytest.raises(DataError, match="does not fit its samples"):
         open_store(path)
 

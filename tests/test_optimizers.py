@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgAggregator, FedAvgTrainer, Params, client_stream
+from baselines.fedavg import FedAvgAggregator, FedAvgTrainer, Params
 from baselines.fedopt import FedAdamAggregator, FedAvgMAggregator, FedYogiAggregator
 from benchmarks.methods import find_method
 from pfedpara.parameterize import split_parameters
+from pfedpara.streams import stream_state
 from tests.jobs import directory, run, same_findings, start, summary, wait_for_round
 
 Vector = np.ndarray
@@ -102,7 +103,7 @@ class Problem:
 
     def batches(self, client: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = data(client).tensors
-        torch.manual_seed(client_stream(0, client, number))
+        torch.set_rng_state(stream_state("training", 0, client, number))
         for _ in range(EPOCHS):
             for batch in torch.randperm(len(y)).split(BATCH):
                 yield x[batch], y[batch]

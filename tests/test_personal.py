@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgTrainer, client_stream, copy_of
+from baselines.fedavg import FedAvgTrainer, copy_of
 from baselines.split import keep_private, layers, split_parameters
 from benchmarks.methods import METHODS, find_method
 from pfedpara.parameterize import parameterize
+from pfedpara.streams import stream_state
 from tests.jobs import directory, run, same_findings
 from tests.test_input import refusal
 
@@ -102,10 +103,10 @@ def gradient(theta: Vector, batch: Batch) -> Vector:
     return np.concatenate([(inner.T @ x).ravel(), inner.sum(0), (delta.T @ h).ravel(), delta.sum(0)])
 
 
-def epochs(client: int, number: int, count: int) -> list[list[Batch]]:
+def epochs(client: int, number: int, count: int, purpose: str = "training") -> list[list[Batch]]:
     """The batches of ``count`` epochs that the client's stream gives in a round."""
     x, y = (tensor.numpy() for tensor in samples(client).tensors)
-    torch.manual_seed(client_stream(0, client, number))
+    torch.set_rng_state(stream_state(purpose, 0, client, number))
     shuffles = (torch.randperm(len(y)).numpy() for _ in range(count))
     return [[(x[b], y[b]) for b in np.split(s, range(BATCH, len(y), BATCH))] for s in shuffles]
 
@@ -180,7 +181,7 @@ def test_apfl_follows_algorithm_1(alpha: float, adaptive: bool) -> None:
                     a[k] = min(max(a[k] - LR * slope, 0), 1)
             local.append(w_k)
         w = mean(local)
-    assert (len(set(a)) == 3) == adaptive
+    assert (len(set(a)) > 1) == adaptive  # the clients went apart
     assert (1 in a) == (alpha in (0.99, 1))  # where it ends on the edge
     judged = [a[k] * v[k] + (1 - a[k]) * local[k] for k in range(3)]
     check(federate("apfl", alpha=alpha, adaptive=adaptive), w, judged)
@@ -191,7 +192,12 @@ def test_fedbabu_follows_algorithm_1() -> None:
     for _, work in rounds():
         w = mean([sgd(w, own, where=BODY) for own in work])
     np.testing.assert_allclose(w[HEAD], START[HEAD])
-    check(federate("fedbabu", finetune_epochs=3), w, [sgd(w, epochs(k, ROUNDS, 3)) for k in range(3)], travels=BODY)
+    check(
+        federate("fedbabu", finetune_epochs=3),
+        w,
+        [sgd(w, epochs(k, ROUNDS, 3, "deployment")) for k in range(3)],
+        travels=BODY,
+    )
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -199,7 +205,7 @@ def test_fedavg_ft_is_fedavg_and_then_sgd(count: int) -> None:
     w = START
     for _, work in rounds():
         w = mean([sgd(w, own) for own in work])
-    judged = [sgd(w, epochs(k, ROUNDS, count)) for k in range(3)]
+    judged = [sgd(w, epochs(k, ROUNDS, count, "deployment")) for k in range(3)]
     check(federate("fedavg-ft", finetune_epochs=count), w, judged)
 
 
@@ -232,7 +238,7 @@ def test_per_fedavg_follows_algorithm_1_with_the_true_hessian(variant: str) -> N
         w = mean(local)
     judged = []
     for k in range(3):
-        (batches,) = epochs(k, ROUNDS, 1)
+        (batches,) = epochs(k, ROUNDS, 1, "deployment")
         theta = w
         for batch in batches[:2]:
             theta = theta - inner * gradient(theta, batch)

@@ -175,7 +175,7 @@ class Worker(Node):
             return
         if state := trainer.get_private_state():
             self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
-        stream = codec.random_stream(1, self.settings.seed, client, number)
+        stream = codec.random_stream("up", self.settings.seed, client, number)
         packed = codec.pack(shared, received, self.travelling, self.settings.quantize, stream)
         self.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
         if trainer.judged_on == "trained" and message.get("judge") and (figures := self.judge(client)):

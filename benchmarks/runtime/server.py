@@ -137,7 +137,7 @@ class Server(Node):
         """Returns what a message of round ``number`` says of the shared tensors, and what a client has then, (n,)."""
         run, form = self.current, self.current.settings.quantize_down
         shared = flatten(run.aggregator.get_model_params())
-        packed = codec.pack(shared, None, run.travelling, form, codec.random_stream(2, run.settings.seed, number))
+        packed = codec.pack(shared, None, run.travelling, form, codec.random_stream("down", run.settings.seed, number))
         return packed, codec.unpack(packed["tensors"], None, run.travelling, form)
 
     def next_round(self) -> None:
