@@ -21,7 +21,7 @@ from benchmarks import checkpoint
 from benchmarks.config import Settings
 from benchmarks.ledger import Entry, totals
 from benchmarks.methods import build_trainer
-from benchmarks.record import ClientFigures, Recorder, summarize_clients
+from benchmarks.record import ClientFigures, Recorder, Totals, summarize_clients
 from data_partitions import heat_map, open_store
 from pfedpara.streams import stream_seed
 
@@ -192,6 +192,14 @@ class Run:
         # A client that went from one worker to another has figures on both; those of its last round hold.
         self.figures |= {client: figures for _, client, figures in sorted(self.trained, key=lambda each: each[0])}
         self.trained = []
+
+    def record(self) -> None:
+        """Adds this round to what the run writes."""
+        figures, received = dict(sorted(self.figures.items())), dict(sorted(self.received.items()))
+        seconds = self.seconds["training"] + self.seconds["evaluation"]
+        self.recorder.round(self.round, figures, received, Totals(**self.sent, **self.absent), seconds)
+        if self.settings.histograms:
+            self.recorder.weights(self.round, self.weights())
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the global model's matrices and kernels, composed where they are factored."""

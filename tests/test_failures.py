@@ -83,6 +83,7 @@ Worker.send = forged
                 ("params['samples'] += 1", "samples, not"),
                 ("params['samples'] = '5'", "its samples is '5' instead of int"),
                 ("kind = Kind.FINISH", "that is not its part"),
+                ("kind = Kind.ABSENT", "none was due from it for client"),
                 ("kind = 99", "there is no such type"),
             ]
         ),

@@ -13,6 +13,7 @@ from benchmarks.config import Settings
 from benchmarks.experiment import draw_faults
 from benchmarks.runtime.client import pick_device
 from benchmarks.runtime.server import balance, place
+from tests.jobs import run, summary
 
 SIZES = st.dictionaries(st.integers(0, 50), st.integers(0, 500), max_size=30)
 WORKERS = range(1, 4)
@@ -88,3 +89,12 @@ def test_who_fails_is_not_late_as_well() -> None:
 def test_nonsense_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         settings(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rounds_in_which_nobody_answers_end_however_many_they_are(tmp_path: Path, ranks: int) -> None:
+    rounds = ("--rounds", "700", "--eval-every", "0", "--checkpoint-every", "0")
+    done = run("--algo", "local", "--dropout", "1", *rounds, "--out", str(tmp_path), ranks=ranks)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert summary(tmp_path, "local")["absent"] == {"dropped": 7000, "late": 0}

@@ -51,13 +51,16 @@ class Node(FedMLCommManager):
             raise MessageError(msg_params, "it is not for this node")
         self.message_handler_dict[msg_type](msg_params)
 
-    def send(self, kind: Kind, receiver: int, tensors: torch.Tensor | None = None, **params: Any) -> None:
+    def message(self, kind: Kind, receiver: int, tensors: torch.Tensor | None = None, **params: Any) -> Message:
         message = Message(int(kind), self.rank, receiver)
         for key, value in params.items():
             message.add_params(key, value)
         if tensors is not None and len(tensors):
             message.add_params(TENSORS, tensors)
-        self.send_message(message)
+        return message
+
+    def send(self, kind: Kind, receiver: int, tensors: torch.Tensor | None = None, **params: Any) -> None:
+        self.send_message(self.message(kind, receiver, tensors, **params))
 
 
 class StateFolder(MutableMapping[int, Params]):
@@ -153,9 +156,10 @@ class Worker(Node):
 
     def train(self, message: Message) -> None:
         client, number = message.get("client"), message.get("round")
+        if not message.get("arrives"):  # it received the model, and keeps the state that it had
+            self.send(Kind.ABSENT, 0, client=client, round=number)
+            return
         self.busy = f"client {client}, round {number}"
-        if not message.get("arrives"):
-            return  # the client fails or comes too late: it received the model, and keeps the state that it had
         if message.get("moves") and client not in self.states:
             self.early[client] = message
             return

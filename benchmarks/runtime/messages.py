@@ -43,6 +43,7 @@ class Kind(IntEnum):
     FINISH = 8  # S: leave
     MOVE = 9  # S: hand a client's private state over to the worker that trains it next
     STATE = 10  # W: that state, from worker to worker
+    ABSENT = 11  # W: the client received the tensors, and fails or comes too late
 
 
 FIELDS: dict[Kind, dict[str, type]] = {
@@ -56,6 +57,7 @@ FIELDS: dict[Kind, dict[str, type]] = {
     Kind.FINISH: {},
     Kind.MOVE: {"client": int, "round": int, "worker": int},
     Kind.STATE: {"client": int, "round": int},
+    Kind.ABSENT: {"client": int, "round": int},
 }
 """What a message of each kind must hold, beside tensors; JSON's own types."""
 

@@ -2,25 +2,32 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedml.core.distributed.communication.message import Message
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from baselines.fedavg import all_finite
+from baselines.fedavg import Params, all_finite
 from benchmarks import checkpoint, codec
 from benchmarks.config import sentence
 from benchmarks.experiment import Experiment, Run
 from benchmarks.ledger import Entry
-from benchmarks.record import ClientFigures, Totals
+from benchmarks.record import ClientFigures
 from benchmarks.runtime.client import Node
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError, flatten, unflatten
 from benchmarks.runtime.transport import MpiTransport
 from benchmarks.screen import Screen
 
 AHEAD = 2  # clients a worker has been sent and not yet answered: one trains, one waits
+
+OF_CLIENT = (Kind.UPDATE, Kind.DIVERGED, Kind.ABSENT)
+"""The answers that are a client's; the others are a worker's."""
+
+Turns = Generator[None, Message, None]
+"""What yields where it needs an answer, and is sent each one that comes."""
 
 
 def place(
@@ -58,179 +65,193 @@ class Results(BaseModel):
 
 
 class Server(Node):
-    """Each handler ends by sending what comes next, so that the order of events reads from top to bottom."""
-
-    current: Run
+    """``work`` is the whole job from top to bottom. It stops where an answer is due, and goes on when one comes."""
 
     def __init__(self, transport: MpiTransport, experiments: list[Experiment], screen: Screen, launched: float) -> None:
         """``launched``: when the job was started, on the clock of ``time.monotonic``."""
         super().__init__(transport, 0)
         self.workers = range(1, transport.workers + 1)
         self.experiments, self.screen, self.started = experiments, screen, launched
-        self.index = -1
-        # Whose answer is due: READY and RESULTS of workers, UPDATE of clients.
-        self.waiting: set[tuple[Kind, int]] = set()
+        self.home: dict[int, int] = {}  # the worker that trained a client last and has its private state
+        self.waiting: set[tuple[Kind, int]] = set()  # the answers that are due, and from which client or worker
+        self.patience = 0.0  # seconds of silence that are borne while answers are due; 0: any
         self.busy = "server, start"  # what to name if this rank fails
+        self.turns = self.work()
 
     def register_message_receive_handlers(self) -> None:
-        self.register_message_receive_handler(Kind.READY, self.on_ready)
-        self.register_message_receive_handler(Kind.UPDATE, self.on_update)
-        self.register_message_receive_handler(Kind.DIVERGED, self.on_diverged)
-        self.register_message_receive_handler(Kind.RESULTS, self.on_results)
+        for kind in (Kind.READY, Kind.RESULTS, *OF_CLIENT):
+            self.register_message_receive_handler(kind, self.go_on)
 
     def run(self) -> None:
         self.com_manager.on_silence = self.on_silence
-        self.next_experiment()
+        next(self.turns)
         super().run()
+
+    def go_on(self, message: Message) -> None:
+        """Hands an answer to ``work``, which goes on to where it needs the next one, or to its end."""
+        try:
+            self.turns.send(message)
+        except StopIteration:
+            self.com_manager.stop_receive_message()
 
     def on_silence(self, seconds: float) -> None:
         """Raises TimeoutError where an answer is due and nobody has said anything for ``--comm-timeout`` seconds."""
-        if self.waiting and 0 < self.current.settings.comm_timeout < seconds:
+        if self.waiting and 0 < self.patience < seconds:
             kind, who = min(self.waiting)
-            rank, client = (self.home[who], f", client {who}") if kind == Kind.UPDATE else (who, "")
+            rank, client = (self.home[who], f", client {who}") if kind in OF_CLIENT else (who, "")
             raise TimeoutError(f"nothing from rank {rank}{client} for {seconds:.1f} seconds (--comm-timeout)")
 
-    def all_answered(self, kind: Kind, who: int) -> bool:
-        self.waiting.discard((kind, who))
-        return not self.waiting
+    def work(self) -> Turns:
+        """Takes one experiment after another through its rounds, then sends the workers home."""
+        for index, experiment in enumerate(self.experiments):
+            run = Run(experiment)
+            yield from self.set_up(run, index)
+            run.seconds["startup"] = time.monotonic() - self.started
+            self.screen.begin(run.settings, run.round)
+            while run.round < run.settings.rounds and not run.diverged:
+                yield from self.round(run)
+            now = time.monotonic()
+            run.finish(now - self.started)
+            self.screen.end(run)
+            self.started = now
+        for worker in self.workers:
+            self.send(Kind.FINISH, worker)
 
-    def expect(self, message: Message, kind: Kind, who: int) -> None:
-        """Raises MessageError unless this answer is due, from this sender, in this round."""
-        sender, run = message.get_sender_id(), self.current
-        if (kind, who) not in self.waiting or sender != (self.home[who] if kind == Kind.UPDATE else who):
-            raise MessageError(
-                message, f"none was due from it for {'client' if kind == Kind.UPDATE else 'worker'} {who}"
-            )
-        if kind != Kind.READY and message.get("round") != run.round:
-            raise MessageError(message, f"for round {message.get('round')} in round {run.round}")
-
-    def next_experiment(self) -> None:
-        """Sets every worker to the next experiment; after the last, sends all home."""
-        self.index += 1
-        if self.index == len(self.experiments):
-            for worker in self.workers:
-                self.send(Kind.FINISH, worker)
-            self.com_manager.stop_receive_message()
-            return
-        run = self.current = Run(self.experiments[self.index])
+    def set_up(self, run: Run, index: int) -> Turns:
+        """Sets every worker to the experiment of this ``index``."""
         shares, _ = place(dict(enumerate(run.sizes)), {}, self.workers, 0)
         self.home = {client: worker for worker, own in shares.items() for client in own}
-        self.waiting = {(Kind.READY, worker) for worker in self.workers}
+        self.patience = run.settings.comm_timeout
         for worker, own in shares.items():
             self.send(
                 Kind.SETUP,
                 worker,
-                experiment=self.index,
+                experiment=index,
                 partition_sha256=run.store.sha256,
                 clients=own,
                 checkpoint=str(run.restored) if run.restored else None,
             )
+        self.waiting = {(Kind.READY, worker) for worker in self.workers}
+        while self.waiting:
+            self.tick_off((yield), run)
 
-    def on_ready(self, message: Message) -> None:
-        self.expect(message, Kind.READY, worker := message.get_sender_id())
-        if self.all_answered(Kind.READY, worker):
-            self.current.seconds["startup"] = time.monotonic() - self.started
-            self.screen.begin(self.current.settings, self.current.round)
-            self.next_round()
+    def round(self, run: Run) -> Turns:
+        """One round: draw participants, send, collect, aggregate, judge, record."""
+        begun = time.perf_counter()
+        run.begin_round()
+        self.busy = f"server, {run.settings.label}, round {run.round}"
+        packed, received = self.downlink(run, run.round)
 
-    def downlink(self, number: int) -> tuple[dict[str, Any], Tensor]:
+        # Not all at once: the shared tensors would pile up in a worker's memory.
+        queues = self.spread(run, packed)
+        for queue in queues.values():
+            for _ in range(min(AHEAD, len(queue))):
+                self.send_message(queue.popleft())
+        self.waiting = {(Kind.UPDATE if c in run.arriving else Kind.ABSENT, c) for c in run.participants}
+        while self.waiting:
+            client = self.tick_off(message := (yield), run)
+            if message.get_type() == Kind.UPDATE:
+                run.updates[client] = self.update(message, run, received)
+            elif message.get_type() == Kind.DIVERGED:
+                run.give_up(client, message.get("reason"))
+            if queue := queues[self.home[client]]:
+                self.send_message(queue.popleft())
+
+        if not run.diverged:
+            run.aggregate()
+        judge, keep = (False, False) if run.diverged else (run.judged(), run.kept())
+        now = time.perf_counter()
+        run.seconds["training"] += now - begun
+        if not (judge or keep or run.diverged):
+            self.screen.advance(run.round, {}, {})
+            return
+
+        folder = checkpoint.begin(run.settings.directory, run.round) if keep else None
+        self.ask_for_results(run, judge, folder)
+        while self.waiting:
+            self.tick_off(message := (yield), run)
+            self.take_results(message, run)
+        run.entries += self.com_manager.ledger.take()
+        run.book()
+        run.seconds["evaluation"] += time.perf_counter() - now
+        if run.diverged:
+            return
+        if judge:
+            run.record()
+        if folder:
+            run.keep(folder)
+        self.screen.advance(run.round, run.figures, run.sent)
+
+    def tick_off(self, message: Message, run: Run) -> int:
+        """Returns whose answer this is, a client's or a worker's, and no longer waits for it.
+
+        Raises MessageError unless it is due, from this sender, in this round.
+        """
+        kind, sender = Kind(message.get_type()), message.get_sender_id()
+        of_client = kind in OF_CLIENT
+        who = message.get("client") if of_client else sender
+        answer = (Kind.UPDATE if kind == Kind.DIVERGED else kind, who)
+        if answer not in self.waiting or sender != (self.home[who] if of_client else who):
+            raise MessageError(message, f"none was due from it for {'client' if of_client else 'worker'} {who}")
+        if kind != Kind.READY and message.get("round") != run.round:
+            raise MessageError(message, f"for round {message.get('round')} in round {run.round}")
+        self.waiting.remove(answer)
+        return who
+
+    def downlink(self, run: Run, number: int) -> tuple[dict[str, Any], Tensor]:
         """Returns what a message of round ``number`` says of the shared tensors, and what a client has then, (n,)."""
-        run, form = self.current, self.current.settings.quantize_down
+        form = run.settings.quantize_down
         shared = flatten(run.aggregator.get_model_params())
         packed = codec.pack(shared, None, run.travelling, form, codec.random_stream("down", run.settings.seed, number))
         return packed, codec.unpack(packed["tensors"], None, run.travelling, form)
 
-    def next_round(self) -> None:
-        """Spreads the round's participants over the workers, and sends each of these its first ones."""
-        run = self.current
-        if run.round == run.settings.rounds:
-            self.finish_experiment()
-            return
-        run.begin_round()
-        self.busy = f"server, {run.settings.label}, round {run.round}"
-        self.clock = time.perf_counter()
-        self.waiting = {(Kind.UPDATE, client) for client in run.arriving}
-        self.packed, self.received = self.downlink(run.round)
+    def spread(self, run: Run, packed: dict[str, Any]) -> dict[int, deque[Message]]:
+        """Spreads the round's participants over the workers. Returns each worker's messages: the downlinks."""
         shares = balance({client: run.sizes[client] for client in run.arriving}, self.home, self.workers)
-        self.moving = {c for worker, own in shares.items() for c in own if run.stateful and self.home[c] != worker}
-        self.moving &= run.seen
+        moving = {c for worker, own in shares.items() for c in own if run.stateful and self.home[c] != worker}
+        moving &= run.seen
         for worker, own in shares.items():
             for client in own:
-                if client in self.moving:
+                if client in moving:
                     self.send(Kind.MOVE, self.home[client], client=client, round=run.round, worker=worker)
                 self.home[client] = worker
         for client in run.participants:
             if client not in run.arriving:
-                self.send_shared(client)
-        self.queue = {worker: deque(own) for worker, own in shares.items()}
-        for worker in self.workers:
-            for _ in range(AHEAD):
-                self.feed(worker)
-        if not self.waiting:
-            self.close_round()
+                shares[self.home[client]].append(client)
+        return {
+            worker: deque(self.downlink_to(client, run, run.round, packed, moves=client in moving) for client in own)
+            for worker, own in shares.items()
+        }
 
-    def feed(self, worker: int) -> None:
-        """Sends the worker its next client. Not all at once: the shared tensors would pile up in its memory."""
-        if self.queue[worker]:
-            self.send_shared(self.queue[worker].popleft())
-
-    def send_shared(self, client: int) -> None:
-        """Sends the shared tensors to one of the round's participants: the downlink."""
-        run = self.current
-        self.send(
+    def downlink_to(self, client: int, run: Run, number: int, packed: dict[str, Any], moves: bool = False) -> Message:
+        """Returns the message that brings one of the participants of round ``number`` the shared tensors."""
+        return self.message(
             Kind.TRAIN,
             self.home[client],
             client=client,
-            round=run.round,
+            round=number,
             arrives=client in run.arriving,
-            moves=client in self.moving,
+            moves=moves,
             judge=run.judged_in_training(),
-            **self.packed,
+            **packed,
         )
 
-    def on_update(self, message: Message) -> None:
-        """Takes one client's shared tensors: the uplink."""
-        client, run = message.get("client"), self.current
-        self.expect(message, Kind.UPDATE, client)
-        if (samples := message.get("samples")) != run.sizes[client]:
+    def update(self, message: Message, run: Run, received: Tensor) -> tuple[float, Params]:
+        """Returns what an uplink brings: the client's samples and shared tensors. Raises MessageError."""
+        client, samples = message.get("client"), message.get("samples")
+        if samples != run.sizes[client]:
             raise MessageError(message, f"client {client} has {run.sizes[client]} samples, not {samples}")
         try:
-            shared = codec.unpack(message.get(TENSORS), self.received, run.travelling, run.settings.quantize)
-            run.updates[client] = (samples, unflatten(shared, run.travelling))
+            shared = codec.unpack(message.get(TENSORS), received, run.travelling, run.settings.quantize)
+            params = unflatten(shared, run.travelling)
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
         if not all_finite(shared):
             raise MessageError(message, f"a parameter of client {client} is not finite")
-        self.go_on(client)
+        return samples, params
 
-    def on_diverged(self, message: Message) -> None:
-        client = message.get("client")
-        self.expect(message, Kind.UPDATE, client)
-        self.current.give_up(client, message.get("reason"))
-        self.go_on(client)
-
-    def go_on(self, client: int) -> None:
-        """After a client's answer: the worker's next client, or the end of the round."""
-        self.feed(self.home[client])
-        if self.all_answered(Kind.UPDATE, client):
-            self.close_round()
-
-    def close_round(self) -> None:
-        """Aggregates, and asks the workers for what is due after this round."""
-        run = self.current
-        if not run.diverged:
-            run.aggregate()
-        judge, keep = (False, False) if run.diverged else (run.judged(), run.kept())
-        run.seconds["training"] += time.perf_counter() - self.clock
-        if not (judge or keep or run.diverged):
-            self.screen.advance(run.round, {}, {})
-            self.next_round()
-            return
-        self.clock = time.perf_counter()
-        self.folder = checkpoint.begin(run.settings.directory, run.round) if keep else None
-        self.waiting = {(Kind.RESULTS, worker) for worker in self.workers}
-        shared = self.downlink(run.round + 1)[1] if judge else None
-        folder = str(self.folder) if self.folder else None
+    def ask_for_results(self, run: Run, judge: bool, folder: Path | None) -> None:
+        """Asks the workers for what they found out, and to ``judge`` clients or to write their states to ``folder``."""
         clients: dict[int, list[int]] = {worker: [] for worker in self.workers}
         untrained: dict[int, list[int]] = {worker: [] for worker in self.workers}
         if judge:
@@ -238,13 +259,13 @@ class Server(Node):
                 clients[worker].append(client)
             for client in run.untrained():
                 untrained[self.home[client]].append(client)
+        shared = self.downlink(run, run.round + 1)[1] if judge else None
         for worker, own in clients.items():
-            due = {"clients": own, "untrained": untrained[worker]}
-            self.send(Kind.EVALUATE, worker, shared, round=run.round, **due, checkpoint=folder)
+            due = {"clients": own, "untrained": untrained[worker], "checkpoint": str(folder) if folder else None}
+            self.send(Kind.EVALUATE, worker, shared, round=run.round, **due)
+        self.waiting = {(Kind.RESULTS, worker) for worker in self.workers}
 
-    def on_results(self, message: Message) -> None:
-        worker, run = message.get_sender_id(), self.current
-        self.expect(message, Kind.RESULTS, worker)
+    def take_results(self, message: Message, run: Run) -> None:
         try:
             results = Results.model_validate({name: message.get(name) for name in Results.model_fields})
         except ValidationError as error:
@@ -254,33 +275,3 @@ class Server(Node):
         run.judge(results.received, results.fresh)
         for client, reason in results.diverged:
             run.give_up(client, reason)
-        if self.all_answered(Kind.RESULTS, worker):
-            self.record_round()
-
-    def record_round(self) -> None:
-        run = self.current
-        run.entries += self.com_manager.ledger.take()
-        run.book()
-        run.seconds["evaluation"] += time.perf_counter() - self.clock
-        if run.diverged:
-            self.finish_experiment()
-            return
-        if run.judged():
-            figures = dict(sorted(run.figures.items()))
-            seconds = run.seconds["training"] + run.seconds["evaluation"]
-            run.recorder.round(
-                run.round, figures, dict(sorted(run.received.items())), Totals(**run.sent, **run.absent), seconds
-            )
-            if run.settings.histograms:
-                run.recorder.weights(run.round, run.weights())
-        if self.folder:
-            run.keep(self.folder)
-        self.screen.advance(run.round, run.figures, run.sent)
-        self.next_round()
-
-    def finish_experiment(self) -> None:
-        now = time.monotonic()
-        self.current.finish(now - self.started)
-        self.screen.end(self.current)
-        self.started = now
-        self.next_experiment()
