@@ -21,7 +21,7 @@ from benchmarks import checkpoint
 from benchmarks.config import Settings
 from benchmarks.ledger import Entry, totals
 from benchmarks.methods import build_trainer
-from benchmarks.record import ClientFigures, Recorder, Totals, summarize_clients
+from benchmarks.record import ClientFigures, Recorder, Totals, check_tables, summarize_clients
 from data_partitions import heat_map, open_store
 from pfedpara.streams import stream_seed
 
@@ -80,7 +80,8 @@ class Run:
         self.judged_on = trainer.judged_on
         self.aggregator = trainer.Aggregator(trainer.model, trainer.args)
         self.travelling = trainer.get_model_params()  # names and shapes of what travels
-        self.stateful = bool(trainer.get_private_state())
+        self.fresh_state = trainer.get_private_state()
+        self.stateful = bool(self.fresh_state)
         self.sizes = self.store.sizes("train").tolist()
         self.per_round = settings.clients_per_round
         self.round = 0
@@ -97,16 +98,17 @@ class Run:
         self.diverged: dict[str, Any] | None = None
         self.trained: list[tuple[int, int, ClientFigures]] = []  # (round, client, figures) not yet in ``figures``
         self.saved = time.monotonic()  # when the last checkpoint was written
-        self.restored: Path | None = None
+        self.restored: checkpoint.Checkpoint | None = None
         if experiment.resume:
             self.resume()
-        self.recorder = Recorder(
-            settings.directory, settings.record(), lambda: heat_map(self.store), resume_round=self.round
-        )
+        if not self.restored:
+            checkpoint.clear(settings.directory)
+        kept = self.restored.record.tables if self.restored else None
+        self.recorder = Recorder(settings.directory, settings.record(), lambda: heat_map(self.store), kept)
 
     def resume(self) -> None:
         """Goes back to the newest checkpoint that can be used, and says which cannot."""
-        found, refused = checkpoint.newest(self.settings.directory, self.store.sha256)
+        found, refused = checkpoint.newest(self.settings.directory, self.fresh_state, self.check)
         for sentence in refused:
             instead = f"going on from round {found.record.round}" if found else "starting from the beginning"
             print(f"{sentence}; {instead}", file=sys.stderr, flush=True)
@@ -117,7 +119,39 @@ class Run:
             self.round, self.sent, self.moved, self.absent = record.round, record.sent, record.moved, record.absent
             self.seen, self.figures, self.received = set(record.seen), record.figures, record.received
             self.seconds |= record.seconds
-            self.restored = found.folder
+            self.restored = found._replace(shared={}, server={})  # the aggregator has them
+
+    @property
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint keeps of the run's sums."""
+        seconds = {key: value for key, value in self.seconds.items() if key != "startup"}
+        return {"sent": self.sent, "moved": self.moved, "absent": self.absent, "seconds": seconds}
+
+    def check(self, found: checkpoint.Checkpoint) -> None:
+        """Raises checkpoint.RefusedError unless this run can go on from what was ``found``."""
+        record = found.record
+        if record.partition_sha256 != self.store.sha256:
+            raise checkpoint.RefusedError("it was made on another partition")
+        if record.round > self.settings.rounds:
+            raise checkpoint.RefusedError(f"the run has {self.settings.rounds} rounds")
+        for name, sums in self.counts.items():
+            if getattr(record, name).keys() != sums.keys():
+                raise checkpoint.RefusedError(f"its {name} are not {', '.join(sums)}")
+        if strangers := {*record.seen, *record.figures, *record.received, *record.states} - {
+            *range(self.store.clients)
+        }:
+            raise checkpoint.RefusedError(f"there is no client {min(strangers)}")
+        if record.states.keys() != (set(record.seen) if self.stateful else set()):
+            raise checkpoint.RefusedError(
+                "it has not the private tensors of every client that has trained, and only those"
+            )
+        for tensors, like in ((found.shared, self.travelling), (found.server, self.aggregator.get_server_state())):
+            if not checkpoint.alike(tensors, like):
+                raise checkpoint.RefusedError("its tensors are not those of this method and model")
+        try:
+            check_tables(self.settings.directory, record.tables)
+        except ValueError as error:
+            raise checkpoint.RefusedError(str(error)) from None
 
     def begin_round(self) -> None:
         """Draws who takes part in the next round, and whose update will count."""
@@ -216,13 +250,12 @@ class Run:
         record = {
             "round": self.round,
             "partition_sha256": self.store.sha256,
-            **{"sent": self.sent, "moved": self.moved, "absent": self.absent},
+            **self.counts,
             "seen": sorted(self.seen),
             "figures": self.figures,
             "received": self.received,
-            "seconds": {key: value for key, value in self.seconds.items() if key != "startup"},
+            "tables": self.recorder.sync(),
         }
-        self.recorder.sync()
         checkpoint.commit(folder, self.aggregator.get_model_params(), self.aggregator.get_server_state(), record)
         self.saved = time.monotonic()
 

@@ -17,8 +17,8 @@ LARGEST_YAML = 1 << 18  # bytes of a config.yaml, which holds options
 MOST_BRACKETS = 1000  # in one: the scanner's time grows with the square of their depth
 
 
-def write(path: Path, content: bytes) -> None:
-    """Puts ``content`` in the place of ``path`` in one step. Raises OSError with the path in it."""
+def write(path: Path, content: bytes) -> int:
+    """Puts ``content`` in the place of ``path`` in one step. Returns its size. Raises OSError with the path in it."""
     partial = path.with_name(path.name + ".partial")
     with naming(path):
         with partial.open("wb") as file:
@@ -26,12 +26,20 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    return len(content)
 
 
-def append(path: Path, content: bytes) -> None:
-    """Adds ``content`` in a single write, so that a killed run leaves whole rows only. Raises OSError as ``write``."""
-    with naming(path), path.open("ab", buffering=len(content) + 1) as file:
+def append(path: Path, content: bytes, size: int) -> int:
+    """Adds ``content`` to a file of ``size`` bytes, and returns how many it has then. It never makes the file.
+
+    In a single write, so that a killed run leaves whole rows only. Raises OSError as ``write``, and ValueError where
+    the file has another size: somebody else changed it.
+    """
+    with naming(path), path.open("r+b", buffering=len(content) + 2) as file:
+        if (found := file.seek(0, os.SEEK_END)) != size:
+            raise ValueError(f"{path} has {found} bytes instead of {size}: another program changed it during the run")
         file.write(content)
+    return size + len(content)
 
 
 def sync(path: Path) -> None:
@@ -50,7 +58,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

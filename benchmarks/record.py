@@ -1,9 +1,11 @@
 """What a run writes: config.yaml, rounds.csv, clients.csv, ledger.csv, summary.json, and TensorBoard's event file."""
 
 import csv
+import hashlib
 import io
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -49,6 +51,7 @@ ROUND_COLUMNS = (
     *("accuracy_received_mean", "validation_accuracy_mean", "dropped", "late"),
 )
 CLIENT_COLUMNS = ("round", "client", "accuracy", "loss", "samples")
+TABLES = {"rounds.csv": ROUND_COLUMNS, "clients.csv": CLIENT_COLUMNS, "ledger.csv": Entry._fields}
 
 TAGS = {
     "accuracy_mean": "accuracy/mean",
@@ -61,6 +64,64 @@ TAGS = {
 }
 """TensorBoard's name of a column of rounds.csv. Its page of hyper-parameters shows the five tags that come first in the
 alphabet: with these names, accuracy, its spread and worst decile, and what was transmitted."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a table held when a checkpoint was written: its first so many bytes, and their SHA-256."""
+
+    size: int
+    sha256: str
+
+
+class Table:
+    """A CSV file to which this run alone adds rows."""
+
+    def __init__(self, path: Path, columns: Iterable[str], kept: Extent | None) -> None:
+        """Begins the file with its header, or cuts it to what was ``kept`` of it, as ``check_tables`` saw it."""
+        self.path = path
+        if kept:
+            with files.naming(path):
+                os.truncate(path, kept.size)
+                self.size, self.content = kept.size, hashlib.sha256(path.read_bytes())
+        else:
+            header = (",".join(columns) + "\n").encode()
+            self.size, self.content = files.write(path, header), hashlib.sha256(header)
+
+    def add(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Adds ``rows``. Floats keep every bit (repr). Raises as ``files.append``."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        content = text.getvalue().encode()
+        self.size = files.append(self.path, content, self.size)
+        self.content.update(content)
+
+    def read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(self.size, self.content.hexdigest())
+
+
+def check_tables(directory: Path, kept: Mapping[str, Extent]) -> None:
+    """Raises ValueError unless each table in ``directory`` still begins with what was ``kept`` of it."""
+    if kept.keys() != TABLES.keys():
+        raise ValueError(f"it names other tables than {', '.join(TABLES)}")
+    for name, columns in TABLES.items():
+        size = kept[name].size
+        try:
+            if (there := (directory / name).stat().st_size) < size:
+                raise ValueError(f"{name} does not reach it: {there} of the {size} bytes that it had then")
+            with (directory / name).open("rb") as file:
+                content = file.read(size)
+        except OSError as error:
+            raise ValueError(f"{name}: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != kept[name].sha256:
+            raise ValueError(f"{name} holds other rows than it did then")
+        if not content.startswith((",".join(columns) + "\n").encode()):
+            raise ValueError(f"{name} has other columns than this program writes")
 
 
 def whose(client: int | None) -> str:
@@ -92,14 +153,14 @@ class Recorder:
         directory: Path,
         config: Mapping[str, Any],
         heat_map: Callable[[], "Figure"],
-        resume_round: int = 0,
+        kept: Mapping[str, Extent] | None = None,
     ) -> None:
-        """Creates the run's ``directory``. Of an earlier start, what lies in it up to ``resume_round`` stays.
+        """Creates the run's ``directory``. Of an earlier start, the rows that were ``kept`` stay in its tables.
 
         ``config`` holds plain values, the method's hyper-parameters under ``hyper``.
         Raises OSError where the directory cannot be written.
         """
-        from torch.utils.tensorboard import SummaryWriter
+        from benchmarks.board import Board
 
         directory.mkdir(parents=True, exist_ok=True)
         self.config, self.directory = config, directory
@@ -107,19 +168,17 @@ class Recorder:
         files.write(
             directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
         )
-        _truncate(directory / "rounds.csv", ROUND_COLUMNS, resume_round)
-        _truncate(directory / "clients.csv", CLIENT_COLUMNS, resume_round)
-        _truncate(directory / "ledger.csv", Entry._fields, resume_round)
+        self.tables = {name: Table(directory / name, TABLES[name], (kept or {}).get(name)) for name in TABLES}
         # The event file is written anew from the rows that stay: purge_step counts rounds, so it would hide every point
         # whose step is a number of parameters.
         for events in directory.glob("events.out.tfevents.*"):
             events.unlink()
-        self.board = SummaryWriter(str(directory))
+        self.board = Board(directory)
         self.board.add_figure("partition/samples per class and client", heat_map())
         accuracies = defaultdict(list)
-        for row in _read(directory / "clients.csv"):
+        for row in self.tables["clients.csv"].read():
             accuracies[row["round"]].append(float(row["accuracy"]))
-        for row in _read(directory / "rounds.csv"):
+        for row in self.tables["rounds.csv"].read():
             self._plot({key: float(text) for key, text in row.items() if text}, accuracies[row["round"]])
         self.board.flush()
 
@@ -148,14 +207,14 @@ class Recorder:
         }
         if received_accuracy:
             row["accuracy_received_mean"] = summarize_clients(received_accuracy)["mean"]
-        _append(self.directory / "clients.csv", ((number, c, f.accuracy, f.loss, f.samples) for c, f in clients))
-        _append(self.directory / "rounds.csv", [[row.get(column, "") for column in ROUND_COLUMNS]])
+        self.tables["clients.csv"].add((number, c, f.accuracy, f.loss, f.samples) for c, f in clients)
+        self.tables["rounds.csv"].add([[row.get(column, "") for column in ROUND_COLUMNS]])
         self._plot(row, accuracy["per_client"])
         self.board.flush()
 
     def ledger(self, entries: Iterable[Entry]) -> None:
         """Adds what was sent, message by message."""
-        _append(self.directory / "ledger.csv", entries)
+        self.tables["ledger.csv"].add(entries)
 
     def weights(self, number: int, weights: Mapping[str, "Tensor"]) -> None:
         """Adds a histogram of each of the global model's ``weights`` after round ``number`` to TensorBoard."""
@@ -179,25 +238,31 @@ class Recorder:
         """Writes summary.json, whole or not at all, and the run's line on TensorBoard's page of hyper-parameters.
 
         Numbers that are not finite become null. A summary with ``diverged`` is marked so on that page.
+        Raises OSError where a file of the run has vanished meanwhile.
         """
         from torch.utils.tensorboard.summary import hparams
 
+        self.sync()
         text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
-        files.write(self.directory / "summary.json", f"{text}\n".encode())
         outcome = "diverged" if "diverged" in summary else "finished"
         values = {**self.config, **self.config.get("hyper", {}), "label": summary.get("label"), "outcome": outcome}
         values = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
         # Not add_hparams: it opens a second run, and TensorBoard takes the columns of the page from whichever run's
         # experiment record it meets first. Without one it joins the settings of all runs.
         _, start, end = hparams(values, {})
-        self.board._get_file_writer().add_summary(start)
-        self.board._get_file_writer().add_summary(end)
+        self.board.add_summary(start)
+        self.board.add_summary(end)
         self.board.flush()
+        files.write(self.directory / "summary.json", f"{text}\n".encode())
 
-    def sync(self) -> None:
-        """Brings the tables to the disk, so that a checkpoint never knows more rounds than they do."""
-        for name in ("rounds", "clients", "ledger"):
-            files.sync(self.directory / f"{name}.csv")
+    def sync(self) -> dict[str, Extent]:
+        """Brings all files to the disk, so that a checkpoint never knows more rounds than they do.
+
+        Returns how much of each table is there. Raises OSError where a file has vanished.
+        """
+        for path in (self.directory / "config.yaml", self.board.path, *(table.path for table in self.tables.values())):
+            files.sync(path)
+        return {name: table.extent for name, table in self.tables.items()}
 
     def close(self) -> None:
         self.board.close()
@@ -210,22 +275,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _append(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Adds ``rows``. Floats keep every bit (repr)."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    files.append(path, text.getvalue().encode())
-
-
-def _truncate(path: Path, columns: Iterable[str], last: int) -> None:
-    """Leaves in ``path`` the header and the whole rows of rounds up to ``last``."""
-    lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= last]
-    files.write(path, (",".join(columns) + "\n" + "".join(kept)).encode())
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))

@@ -78,11 +78,29 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        for write in (files.write, files.append):
+        for write in (lambda: files.write(path, b"x" * 2000), lambda: files.append(path, b"x" * 2000, 3)):
+            assert path.read_bytes() == b"old"
             with pytest.raises(OSError, match="File too large") as refused:
-                write(path, b"x" * 2000)
+                write()
             assert str(path) in str(refused.value)
-            if write is files.write:
-                assert path.read_bytes() == b"old"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_appending_never_makes_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    with pytest.raises(FileNotFoundError, match="table"):
+        files.append(path, b"row\n", 0)
+    assert not path.exists()
+    path.write_bytes(b"head\n")
+    assert files.append(path, b"row\n", 5) == 9
+    assert path.read_bytes() == b"head\nrow\n"
+
+
+def test_appending_to_what_somebody_else_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    for there in (b"", b"head\nother\n"):
+        path.write_bytes(there)
+        with pytest.raises(ValueError, match=f"table has {len(there)} bytes instead of 5"):
+            files.append(path, b"row\n", 5)
+        assert path.read_bytes() == there

@@ -1,8 +1,10 @@
 """What a run writes: read back by csv, json, yaml and TensorBoard's own readers."""
 
 import csv
+import hashlib
 import json
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import backend_context, metadata
 
-from benchmarks.record import ClientFigures, Recorder, Totals, summarize_clients
+from benchmarks.record import TABLES, ClientFigures, Extent, Recorder, Totals, check_tables, summarize_clients
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {"algo": "pfedpara", "seed": 3, "clients": 2, "hyper": {"lr": 0.1, "gamma": 0.5}}
@@ -38,8 +40,8 @@ def record_round(recorder, number, sent=100):
     recorder.round(number, figures, {0: number / 40, 1: number / 40}, totals, 1.5 * number)
 
 
-def record(directory, rounds, resume_round=0, config=CONFIG, **round_arguments):
-    recorder = Recorder(directory, config, heat_map, resume_round)
+def record(directory, rounds, kept=None, config=CONFIG, **round_arguments):
+    recorder = Recorder(directory, config, heat_map, kept)
     for number in rounds:
         record_round(recorder, number, **round_arguments)
     return recorder
@@ -97,11 +99,16 @@ def test_floats_keep_every_bit(tmp_path, value):
 
 
 def test_resume_keeps_whole_rows_up_to_the_checkpoint_and_no_point_shows_twice(tmp_path):
-    record(tmp_path, [1, 2, 3, 4]).close()
+    recorder = record(tmp_path, [1, 2])
+    kept = recorder.sync()
+    for number in (3, 4):
+        record_round(recorder, number)
+    recorder.close()
+    check_tables(tmp_path, kept)
     whole = (tmp_path / "rounds.csv").read_text().splitlines()
     with (tmp_path / "clients.csv").open("a") as file:
         file.write("1")  # killed while writing round 12
-    record(tmp_path, [3, 4, 5], resume_round=2).close()
+    record(tmp_path, [3, 4, 5], kept).close()
     assert (tmp_path / "rounds.csv").read_text().splitlines()[:5] == whole
     assert [row["round"] for row in rows(tmp_path / "rounds.csv")] == list("12345")
     assert [row["round"] for row in rows(tmp_path / "clients.csv")] == list("1122334455")
@@ -110,6 +117,78 @@ def test_resume_keeps_whole_rows_up_to_the_checkpoint_and_no_point_shows_twice(t
         (200 * n, 0.075 * n) for n in range(1, 6)
     ]
     assert len(events(tmp_path).Histograms("clients/accuracy")) == 5
+
+
+def drop_a_row(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (drop_a_row, "does not reach it"),
+        (Path.unlink, "No such file"),
+        (lambda path: path.write_text(path.read_text().replace("1", "2", 1)), "holds other rows"),
+        (lambda path: path.write_text("torn\n" + path.read_text()), "holds other rows"),
+    ],
+)
+def test_a_table_that_lost_a_row_of_the_checkpoint_is_named(tmp_path, name, damage, reason):
+    recorder = record(tmp_path, [1, 2])
+    recorder.ledger([(1, 0, "down", 11, 111)])
+    kept = recorder.sync()
+    recorder.close()
+    check_tables(tmp_path, kept)
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match=f"^{name}.* {reason}"):
+        check_tables(tmp_path, kept)
+
+
+def test_tables_of_other_columns_are_refused(tmp_path):
+    path = tmp_path / "rounds.csv"
+    kept = record(tmp_path, [1]).sync()
+    path.write_text(path.read_text().replace("round,accuracy_mean", "number,accuracy_mean"))
+    content = path.read_bytes()
+    other = kept | {"rounds.csv": Extent(len(content), hashlib.sha256(content).hexdigest())}
+    with pytest.raises(ValueError, match="has other columns"):
+        check_tables(tmp_path, other)
+    del other["ledger.csv"]
+    with pytest.raises(ValueError, match="names other tables"):
+        check_tables(tmp_path, other)
+
+
+def vanish(directory, name):
+    (path,) = directory.glob(name)
+    path.unlink()
+    return path
+
+
+@pytest.mark.parametrize("name", [*TABLES, "events.out.tfevents.*", "config.yaml"])
+def test_a_file_that_vanishes_is_named_and_never_made_again(tmp_path, name):
+    recorder = record(tmp_path, [1])
+    recorder.ledger([(1, 0, "down", 11, 111)])
+    path = vanish(tmp_path, name)
+    with pytest.raises(FileNotFoundError) as missed:  # noqa: PT012
+        recorder.ledger([(2, 0, "down", 11, 111)])
+        record_round(recorder, 2)
+        recorder.finish({"accuracy": None})
+    assert missed.value.filename == str(path)
+    assert not path.exists()
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_full_disk_names_the_event_file(tmp_path):
+    recorder = record(tmp_path, [1])
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            record_round(recorder, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refused.value.filename == str(path)
 
 
 def test_a_fresh_start_leaves_nothing_of_an_earlier_one(tmp_path):
@@ -138,8 +217,7 @@ def test_a_killed_run_leaves_whole_rows(tmp_path):
         text = (tmp_path / name).read_text()
         assert text.endswith("\n")
         assert {line.count(",") for line in text.splitlines()} == {columns - 1}
-    record(tmp_path, [21], resume_round=20).close()
-    assert [int(row["round"]) for row in rows(table)] == list(range(1, 22))
+    assert [int(row["round"]) for row in rows(table)] == list(range(1, len(rows(table)) + 1))
 
 
 def test_summary_is_strict_json_and_whole(tmp_path):

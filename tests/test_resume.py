@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import DOWN_WITHIN, alive, directory, family, run, same_findings, start, wait_for_round, wait_until
+from tests.jobs import (
+    DOWN_WITHIN,
+    alive,
+    directory,
+    family,
+    run,
+    same_findings,
+    start,
+    wait_for_round,
+    wait_until,
+)
 
 RESUMABLE = (
     *("--algo", "pfedpara", "pfedme", "--rounds", "12", "--epochs", "1"),
@@ -74,3 +84,47 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
     (sentence,) = resume(out, uninterrupted).splitlines()
     for fact in (str(victim.parent), victim.name, f"from round {int(before.name[6:])}"):
         assert fact in sentence
+
+
+@pytest.mark.slow
+def test_a_table_that_lost_rows_gives_way_to_the_checkpoint_that_it_reaches(
+    killed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(killed, tmp_path / "out")
+    table = directory(out, "pfedpara") / "clients.csv"
+    newest = max((table.parent / "checkpoint").glob("round-??????"))
+    number = int(newest.name[6:])
+    lines = [line for line in table.read_text().splitlines(keepends=True) if not line.startswith(f"{number},")]
+    table.write_text("".join(lines))
+    (sentence,) = resume(out, uninterrupted).splitlines()
+    for fact in (str(newest), "clients.csv", f"from round {number - 1}"):
+        assert fact in sentence
+
+
+@pytest.mark.parametrize(
+    ("victim", "named"),
+    [
+        ("rounds.csv", "rounds.csv"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                *((name, name) for name in ("clients.csv", "ledger.csv", "config.yaml", "events.out.tfevents.*")),
+                ("checkpoint", "checkpoint/round-"),
+                ("../seed0", ""),
+            ]
+        ),
+    ],
+)
+def test_what_vanishes_during_a_run_ends_it_in_one_sentence(tmp_path: Path, victim: str, named: str) -> None:
+    folder = directory(tmp_path, "fedavg")
+    options = ("--algo", "fedavg", "--rounds", "5000", "--epochs", "1", "--checkpoint-every", "1")
+    job = start(*options, "--out", str(tmp_path), ranks=2)
+    wait_for_round(job, folder / "rounds.csv", 2)
+    (path,) = folder.glob(victim)
+    path.rename(tmp_path / "elsewhere")
+    _, said = job.communicate(timeout=DOWN_WITHIN)
+    assert job.returncode != 0
+    (sentence,) = said.splitlines()
+    assert "No such file" in sentence
+    assert str(folder / named.partition("*")[0]) in sentence
+    assert not path.exists()

@@ -128,10 +128,11 @@ class Worker(Node):
         self.fresh_state = self.trainer.get_private_state()
         folder = experiment.settings.state_folder
         self.states = StateFolder(folder / f"worker{self.rank}") if folder else {}
-        if restored := message.get("checkpoint"):
-            for client in message.get("clients"):
-                if (state := checkpoint.load_client(Path(restored), client, self.fresh_state)) is not None:
-                    self.states[client] = state
+        for client, sha256 in message.get("states"):
+            self.busy = f"checkpoint {message.get('checkpoint')}"
+            folder = Path(message.get("checkpoint"))
+            self.states[client] = checkpoint.load_client(folder, client, sha256, self.fresh_state)
+        self.busy = ""
         self.samples = lru_cache(CACHED)(self.load)
         self.early: dict[int, Message] = {}  # clients to train as soon as their state comes
         self.trained: dict[int, tuple[int, ClientFigures]] = {}  # since the server last asked: round, figures

@@ -47,7 +47,7 @@ class Kind(IntEnum):
 
 
 FIELDS: dict[Kind, dict[str, type]] = {
-    Kind.SETUP: {"experiment": int, "partition_sha256": str, "clients": list},
+    Kind.SETUP: {"experiment": int, "partition_sha256": str, "states": list},
     Kind.READY: {},
     Kind.TRAIN: {"client": int, "round": int, "arrives": bool, "moves": bool, "judge": bool},
     Kind.UPDATE: {"client": int, "round": int, "samples": int},

@@ -122,14 +122,15 @@ class Server(Node):
         shares, _ = place(dict(enumerate(run.sizes)), {}, self.workers, 0)
         self.home = {client: worker for worker, own in shares.items() for client in own}
         self.patience = run.settings.comm_timeout
+        states = run.restored.record.states if run.restored else {}
         for worker, own in shares.items():
             self.send(
                 Kind.SETUP,
                 worker,
                 experiment=index,
                 partition_sha256=run.store.sha256,
-                clients=own,
-                checkpoint=str(run.restored) if run.restored else None,
+                checkpoint=str(run.restored.folder) if run.restored else None,
+                states=[(client, states[client]) for client in own if client in states],
             )
         self.waiting = {(Kind.READY, worker) for worker in self.workers}
         while self.waiting:
