@@ -44,7 +44,7 @@ class Settings(BaseModel):
     )
     quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
     model: str = Field("mlp", description="mlp | cnn | cnn-bn | vgg16 | resnet18 | lstm")
-    seed: int = Field(0, ge=0, description="seeds of partition, start and batches, one run each")
+    seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
     eval_every: int = Field(1, ge=0, description="judge the clients each N rounds and after the last; 0: only then")
     checkpoint_every: int = Field(

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_partitions import datasets, partitioners
 from data_partitions.errors import DataError
-from data_partitions.store import Samples, open_store, read_samples, write_partition, write_samples
+from data_partitions.store import OldVersionError, Samples, open_store, read_samples, write_partition, write_samples
 from pfedpara.streams import stream_seed
 
 RECIPE_VERSION = 2
@@ -48,8 +48,8 @@ def prepare(
     input, and for existing files that are damaged or of another recipe or source.
     """
     check(dataset, partition, clients)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"seed {seed!r} is not possible; give a whole number from 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise DataError(f"seed {seed!r} is not possible; give a whole number from 0 to 2**64 - 1")
     if not (0 < fraction <= 1):
         raise DataError(f"fraction {fraction!r} is not possible; give a number above 0 and at most 1")
     samples_path, samples = _samples(dataset, data_dir, folder)
@@ -108,9 +108,13 @@ def _samples(dataset: str, data_dir: Path | None, folder: Path) -> tuple[Path, S
     stem = re.sub(r"[^\w.-]", "_", source.name)
     # Two files of one name are two data sets.
     path = folder / (f"{stem}-{source.sha256[:8]}.h5" if dataset not in datasets.DATASETS else f"{stem}.h5")
-    if not path.exists():
+    try:
+        samples = read_samples(path) if path.exists() else None
+    except OldVersionError:
+        samples = None
+    if samples is None:
         write_samples(path, datasets.load(source))
-    samples = read_samples(path)
+        samples = read_samples(path)
     if samples.source_sha256 != source.sha256:
         raise DataError(f"{path} was made from other files than {source.files[0]}; remove it")
     return path, samples

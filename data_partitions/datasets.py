@@ -1,7 +1,7 @@
 """The data sets by name: where their files lie or come from, how they are read, and their normalisation constants."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from data_partitions import readers
 from data_partitions.download import Remote, fetch
-from data_partitions.errors import DataError
+from data_partitions.errors import DataError, note, reading, some
 from data_partitions.readers import Arrays
 from data_partitions.store import Meta, Samples
 
@@ -32,10 +32,14 @@ EMNIST_CLASSES = readers.CHARACTERS[:36] + list("abdefghnqrt")
 
 
 class Layout(NamedTuple):
-    """One way a data set's files lie in a data folder: glob patterns that all match something, and their reader."""
+    """One way a data set's files lie in a data folder: glob patterns that all match something, and their reader.
+
+    ends: what may follow a pattern, the first that is there.
+    """
 
     patterns: list[str]
     read: Callable[[list[Path]], Arrays]
+    ends: Sequence[str] = ("",)
 
 
 class Dataset(NamedTuple):
@@ -51,7 +55,9 @@ class Dataset(NamedTuple):
 
 
 def _idx(folders: list[str], names: list[str], read: Callable[[list[Path]], Arrays]) -> list[Layout]:
-    return [Layout([f"{folder}{name}{end}" for name in names], read) for folder in folders for end in ("", ".gz")]
+    # Some publish "train-images.idx3-ubyte".
+    names = [name.replace("-idx", "?idx") for name in names]
+    return [Layout([f"{folder}{name}" for name in names], read, ("", ".gz")) for folder in folders]
 
 
 def _like_mnist(folder: str, url: str, md5: dict[str, str], classes: list[str], normalisation: Pixels) -> Dataset:
@@ -160,7 +166,7 @@ DATASETS: dict[str, Dataset] = {
         CIFAR100,
     ),
     "cinic10": Dataset(
-        [Layout([f"CINIC-10/{part}/*/*.png" for part in ("train", "valid", "test")], readers.image_folder)],
+        [Layout([f"CINIC-10/{part}/*/*" for part in ("train", "valid", "test")], readers.image_folder)],
         [
             Remote(
                 "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
@@ -229,68 +235,89 @@ def locate(name: str, data_dir: Path | None) -> Source:
         raise DataError(f"{name} needs a data folder, to read its files from or download them to; give --data-dir")
     found = _complete(dataset, data_dir)
     if found is None:
-        fetch(dataset.remotes, data_dir)
+        lacking = _lacking(dataset, data_dir)
+        try:
+            fetch(dataset.remotes, data_dir)
+        except DataError as error:
+            raise DataError(f"{lacking}{error}") from error
         found = _complete(dataset, data_dir)
     if found is None:
-        needed = " or ".join(", ".join(layout.patterns) for layout in dataset.layouts)
+        needed = " or ".join(", ".join(layout.patterns) for layout in dataset.layouts).replace("?", "-")
         raise DataError(f"{data_dir} has no complete {name}; it needs {needed}")
     files, read = found
     return Source(name, files, checksum(files), read, dataset.normalisation)
 
 
+def _matches(layout: Layout, data_dir: Path) -> list[list[Path]]:
+    """The files of each pattern; hidden ones, and those in hidden folders, are the system's or an editor's."""
+
+    def seen(path: Path) -> bool:
+        return all(readers.visible(part) for part in (path, *path.relative_to(data_dir).parents[:-1]))
+
+    def first(pattern: str) -> list[Path]:
+        found = (sorted(filter(seen, data_dir.glob(pattern + end))) for end in layout.ends)
+        return next(filter(None, found), [])
+
+    return [first(pattern) for pattern in layout.patterns]
+
+
 def _complete(dataset: Dataset, data_dir: Path) -> tuple[list[Path], Callable[[list[Path]], Arrays]] | None:
     for layout in dataset.layouts:
-        matches = [sorted(data_dir.glob(pattern)) for pattern in layout.patterns]
+        matches = _matches(layout, data_dir)
         if all(matches):
             return [path for group in matches for path in group], layout.read
     return None
+
+
+def _lacking(dataset: Dataset, data_dir: Path) -> str:
+    """The start of a sentence about a data set of which some files are there."""
+    for layout in dataset.layouts:
+        matches = _matches(layout, data_dir)
+        if any(matches):
+            missing = [pattern for pattern, found in zip(layout.patterns, matches, strict=True) if not found]
+            return f"{data_dir} lacks {', '.join(missing)}, and ".replace("?", "-")
+    return ""
 
 
 def checksum(files: list[Path]) -> str:
     """SHA-256 of the names and contents of files, with the folder they are in: it may say their class or split."""
     result = hashlib.sha256()
     for path in files:
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}; a readable file is needed there") from error
+        with reading(path, "data", readers.AGAIN), path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
         result.update(f"{path.parent.name}/{path.name} {content}\n".encode())
     return result.hexdigest()
 
 
 def load(source: Source) -> Samples:
     """The samples in a data set's files, checked. Raises DataError."""
-    where = source.files[0]
-    try:
+    where = readers.all_of(source.files)
+    with reading(source.files[0], source.name, "give the files that it is made of"):
         arrays = source.read(source.files)
-    except DataError:
-        raise
-    except Exception as error:
-        # Anything may be raised by half a dozen libraries on bytes that someone else made.
-        raise DataError(f"{where} cannot be read as {source.name} ({error}); get the file again") from error
     x, y = arrays.x, arrays.y
     if x.ndim == 4 and x.shape[-1] == 1:
         x = x[..., 0]
-    if len(x) != len(y) or y.ndim != 1 or not len(y) or (arrays.client is not None and len(arrays.client) != len(y)):
-        raise DataError(
-            f"{where} has {len(x)} samples and {y.size} labels; as many are needed, in one row, at least one"
-        )
-    text = arrays.classes == readers.LETTERS
-    if not (text or x.ndim == 3 or (x.ndim == 4 and x.shape[-1] <= 4)):
+    if not len(y):
+        raise DataError(f"{where} has no samples; at least one is needed")
+    if not (arrays.text or x.ndim == 3 or (x.ndim == 4 and x.shape[-1] <= 4)):
         raise DataError(
             f"{where} has images of shape {x.shape[1:]}; (height, width) or (height, width, channels) is right"
         )
-    if y.dtype.kind not in "iu":
-        raise DataError(f"{where} has labels of type {y.dtype}; whole numbers are needed")
+    if not x.size:
+        raise DataError(f"{where} has images of shape {x.shape[1:]}, without a pixel; at least one is needed")
     if y.min() < 0 or y.max() >= (len(arrays.classes) if arrays.classes else len(y)):
         right = f"0 to {len(arrays.classes) - 1}" if arrays.classes else "0 upwards, fewer classes than samples"
         raise DataError(f"{where} has labels from {y.min()} to {y.max()}; {right} is right")
-    mean, std = source.normalisation or (TEXT if text else _normalisation(x))
+    classes = arrays.classes or [str(label) for label in range(int(y.max()) + 1)]
+    present = np.bincount(y.astype(np.int64), minlength=len(classes)) > 0
+    if not (arrays.text or present.all()):
+        empty = [name for name, any_sample in zip(classes, present, strict=True) if not any_sample]
+        note(f"{source.name}: {len(empty)} of {len(classes)} classes without a sample: {some(empty)}")
+    mean, std = source.normalisation or (TEXT if arrays.text else _normalisation(x))
     meta = Meta(
         dataset=source.name,
-        task="text" if text else "image",
-        classes=arrays.classes or [str(label) for label in range(int(y.max()) + 1)],
+        task="text" if arrays.text else "image",
+        classes=classes,
         input_shape=x.shape[1:],
         mean=mean,
         std=std,

@@ -51,6 +51,8 @@ def fetch(remotes: list[Remote], data_dir: Path) -> None:
             else:
                 # pooch raises a bare ValueError for a wrong checksum only.
                 reason = str(error) if isinstance(error, OSError) else f"its checksum is not {remote.checksum}"
+            if target.is_file():
+                reason = f"{target} is there, but its checksum is not {remote.checksum}, and {reason}"
             files = ", ".join(f"{one.url} as {data_dir / one.path}" for one in remotes)
             raise DataError(f"download of {remote.url} failed: {reason}; try again, or put in place {files}") from error
 

@@ -108,12 +108,18 @@ def natural(client: np.ndarray, is_test: np.ndarray | None, clients: int | None)
         usable = size >= len(SPLITS)
     else:
         tests = np.bincount(client[is_test], minlength=len(size))
+        if is_test.any() and not is_test.all() and not ((tests > 0) & (size > tests)).any():
+            raise DataError(
+                "the data set is split by user, so that no client has both train and test samples; split it by sample "
+                "(LEAF: -t sample), or choose another partition than 'natural'"
+            )
         usable = (tests >= 1) & (size - tests >= 2)
     available = int(usable.sum())
     if available < (clients or 1):
+        right = f"ask for 1 to {available}" if available else "choose another partition than 'natural'"
         raise DataError(
             f"{clients or 1} natural clients asked for, but the data set has {available} with samples for every split; "
-            f"ask for 1 to {available}"
+            f"{right}"
         )
     largest = np.argsort(np.where(usable, -size, 1), kind="stable")[: clients or available]
     number = np.full(len(size), UNUSED, np.int64)
@@ -167,7 +173,8 @@ def _spread(count: int, chosen: int) -> np.ndarray:
 
 def _shares(count: int, clients: int, alpha: float, rng: Generator) -> np.ndarray:
     """(count,) clients in ascending order, each as often as its share of a draw from Dirichlet(α)."""
-    ends = np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * count
+    # Beyond these bounds NumPy's draws overflow; there the shares are equal, or one client's, to all digits anyway.
+    ends = np.cumsum(rng.dirichlet(np.full(clients, np.clip(alpha, 1e-300, 1e300))))[:-1] * count
     return np.searchsorted(ends.astype(np.int64), np.arange(count), side="right")
 
 

@@ -37,14 +37,20 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from data_partitions.errors import DataError
+from data_partitions.errors import DataError, reading
 from data_partitions.partitioners import SPLITS
 
-VERSION = 1
 LARGEST_CHUNK = 1 << 28  # bytes: a chunk is unpacked whole, and says itself how large it is
 STRUCTURE_SECONDS, STRUCTURE_BYTES = 5, 1 << 30  # more than HDF5 needs to read what a file says of itself
+REMOVE = "remove it"
 SAMPLES_FORMAT = "data_partitions samples"
 PARTITION_FORMAT = "data_partitions partition"
+VERSIONS = {SAMPLES_FORMAT: 2, PARTITION_FORMAT: 1}
+"""A sample file's changes with what the readers make of the same source too, so that it is read anew."""
+
+
+class OldVersionError(DataError):
+    """A file of an earlier version: it can be made anew from its source."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ class Store:
                 raise DataError(f"{path} has content hash {found} instead of {sha256}; give the store that has it")
             self._embedded = not file.attrs["samples"]
             if self._embedded:
-                self._x, self._y = _dataset(file, "x"), _mapped(file, "y")
+                self._x, self._y = hdf5_child(file, "x", h5py.Dataset, REMOVE), _mapped(file, "y")
             else:
                 with _known_file(path.parent / Path(file.attrs["samples"]).name, SAMPLES_FORMAT) as beside:
                     self._x, self._y = _mapped(beside, "x"), _mapped(beside, "y")
@@ -241,7 +247,7 @@ class Store:
         """
         where = self._range(client, split)
         rows = where if self._embedded else self._indices[where]
-        with _refused_in_a_sentence(self._path, PARTITION_FORMAT):
+        with reading(self._path, PARTITION_FORMAT, REMOVE):
             x, y = np.array(self._x[rows]), np.array(self._y[rows])
         if digest(x, y) != self._digests[client, _number(split)].tobytes():
             raise DataError(
@@ -280,7 +286,7 @@ def _new_file(path: Path, kind: str) -> Iterator[h5py.File]:
     """
     image = BytesIO()
     with h5py.File(image, "w") as file:
-        file.attrs["format"], file.attrs["version"] = kind, VERSION
+        file.attrs["format"], file.attrs["version"] = kind, VERSIONS[kind]
         yield file
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -300,16 +306,30 @@ def _new_file(path: Path, kind: str) -> Iterator[h5py.File]:
 @contextmanager
 def _known_file(path: Path, kind: str) -> Iterator[h5py.File]:
     """The HDF5 file at `path`, read-only. Raises DataError unless it is of this kind and version and undamaged."""
-    if not path.is_file():
-        raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; a {kind} file is needed there")
-    with _refused_in_a_sentence(path, kind):
-        if not _readable(path):
-            raise DataError(f"{path} is not a whole {kind} file (HDF5 does not get through it); remove it")
+    with open_hdf5(path, kind, REMOVE) as file:
+        if file.attrs.get("format") != kind:
+            raise DataError(f"{path} is not a {kind} file; remove it or name another")
+        if (found := int(file.attrs["version"])) != VERSIONS[kind]:
+            refusal = OldVersionError if found < VERSIONS[kind] else DataError
+            raise refusal(
+                f"{path} has schema version {found}, this program reads {VERSIONS[kind]}; remove it or update"
+            )
+        yield file
+
+
+@contextmanager
+def open_hdf5(path: Path, kind: str, advice: str) -> Iterator[h5py.File]:
+    """The one way into an HDF5 file, read-only: HDF5 gets through it, or it is not opened here.
+
+    `kind` is what the file should be, `advice` what to do with a broken one. What is in it is reached by hdf5_child.
+    Raises DataError, also for what fails on reading within the block.
+    """
+    with reading(path, kind, advice):
+        if not path.is_file():
+            raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; a {kind} file is needed there")
+        path.open("rb").close()
+        _try(path, kind, advice)
         with _opened(path) as file:
-            if file.attrs.get("format") != kind:
-                raise DataError(f"{path} is not a {kind} file; remove it or name another")
-            if (found := int(file.attrs["version"])) != VERSION:
-                raise DataError(f"{path} has schema version {found}, this program reads {VERSION}; remove it or update")
             yield file
 
 
@@ -318,51 +338,69 @@ def _opened(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
-@contextmanager
-def _refused_in_a_sentence(path: Path, kind: str) -> Iterator[None]:
-    """Raises DataError for what a damaged file makes HDF5, NumPy or a parser raise within the block."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (
-        OSError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        MemoryError,
-    ) as e:
-        raise DataError(f"{path} is not a whole {kind} file ({e}); remove it") from e
+def hdf5_child(group: h5py.Group, name: str, kind: type[h5py.Group] | type[h5py.Dataset], advice: str) -> Any:
+    """The group or dataset of that name, where its bytes are in this file: elsewhere are all that its reader may read.
 
-
-def _readable(path: Path) -> bool:
-    """Whether HDF5 gets through all that the file says of its own structure, in bounded time and memory.
-
-    Tried in a child process: some damaged files crash the library, others keep it busy for ever.
+    Raises DataError for links, external storage, virtual datasets, chunks too large, and values that are neither
+    numbers nor strings.
     """
+    where = f"{name} in {group.file.filename}"
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise DataError(f"{where} is missing, or a link, which is not followed; {advice}")
+    child = group[name]
+    if not isinstance(child, kind):
+        raise DataError(f"{where} is not a {kind.__name__.lower()}; {advice}")
+    if isinstance(child, h5py.Dataset):
+        if child.external or child.is_virtual or (child.dtype.hasobject and not h5py.check_string_dtype(child.dtype)):
+            raise DataError(f"{where} is kept in a way that is not read here; {advice}")
+        if child.chunks and math.prod(child.chunks) * child.dtype.itemsize > LARGEST_CHUNK:
+            raise DataError(f"{where} is kept in chunks larger than {LARGEST_CHUNK} bytes; {advice}")
+    return child
+
+
+def _try(path: Path, kind: str, advice: str) -> None:
+    """Raise DataError unless HDF5 gets through all that the file says of its own structure, in bounded time and memory.
+
+    Tried in a child process: some damaged files crash the library, others keep it busy for ever. Where the user's own
+    limits are below ours, to fail is no proof against the file.
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: STRUCTURE_SECONDS + (path.stat().st_size >> 24),
+        resource.RLIMIT_AS: pages * resource.getpagesize() + STRUCTURE_BYTES,
+    }
+    hard = {limit: resource.getrlimit(limit)[1] for limit in wanted}
+    limits = {
+        limit: value if hard[limit] == resource.RLIM_INFINITY else min(value, hard[limit])
+        for limit, value in wanted.items()
+    }
     child = os.fork()
     if child:
-        return os.waitpid(child, 0)[1] == 0
+        if os.waitpid(child, 0)[1] == 0:
+            return
+        if limits != wanted:
+            raise DataError(f"{path} cannot be tested within this process's limits (ulimit -v, -t); raise them")
+        raise DataError(f"{path} is not a whole {kind} file (HDF5 does not get through it); {advice}")
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        for limit, value in (
-            (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_CPU, STRUCTURE_SECONDS),
-            (resource.RLIMIT_AS, pages * resource.getpagesize() + STRUCTURE_BYTES),
-        ):
+        for limit, value in limits.items():
             resource.setrlimit(limit, (value, value))
         with _opened(path) as file:
             dict(file.attrs)
-            for dataset in (file[name] for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)):
-                if dataset.chunks:
-                    dataset.id.chunk_iter(lambda chunk: None)
+            file.visititems(_walk)
         os._exit(0)
     finally:
         os._exit(1)
+
+
+def _walk(name: str, child: h5py.Group | h5py.Dataset) -> None:
+    """Read of a dataset what it does not declare: where its chunks are, and how long its strings."""
+    if isinstance(child, h5py.Dataset) and not child.external and not child.is_virtual:
+        if child.chunks:
+            child.id.chunk_iter(lambda chunk: None)
+        if child.dtype.hasobject:
+            child[()]
 
 
 def _meta(file: h5py.File) -> Meta:
@@ -371,24 +409,12 @@ def _meta(file: h5py.File) -> Meta:
     return Meta(**fields)
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset whose bytes are in this file: a link elsewhere would let a file read what its reader may."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise DataError(f"{file.filename} has no {name} of its own; remove it")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or dataset.dtype.hasobject:
-        raise DataError(f"{file.filename} keeps {name} in a way that is not read here; remove it")
-    if dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > LARGEST_CHUNK:
-        raise DataError(f"{file.filename} keeps {name} in chunks larger than {LARGEST_CHUNK} bytes; remove it")
-    return dataset
-
-
 def _mapped(file: h5py.File, name: str) -> np.ndarray:
     """A contiguous dataset as a read-only map of the file: processes share its pages, those that are touched."""
-    dataset = _dataset(file, name)
+    dataset = hdf5_child(file, name, h5py.Dataset, REMOVE)
     if dataset.size == 0:
         return np.empty(dataset.shape, dataset.dtype)
     offset = dataset.id.get_offset()
-    if offset is None:
-        raise DataError(f"{file.filename} keeps {name} in a way that is not read here; remove it")
+    if offset is None or dataset.dtype.hasobject:
+        raise DataError(f"{name} in {file.filename} is kept in a way that is not read here; {REMOVE}")
     return np.memmap(file.filename, dataset.dtype, "r", offset, dataset.shape)

@@ -107,7 +107,8 @@ def test_natural_keeps_whole_clients_the_largest(rows: list, clients: int, divid
     size, tests = np.bincount(client, minlength=6), np.bincount(client[is_test], minlength=6)
     usable = {c for c in range(6) if (tests[c] >= 1 and size[c] - tests[c] >= 2 if divided else size[c] >= 3)}
     if len(usable) < clients:
-        with pytest.raises(DataError, match=f"{clients} natural clients asked for, but the data set has {len(usable)}"):
+        sentence = f"{clients} natural clients asked for, but the data set has {len(usable)}|is split by user"
+        with pytest.raises(DataError, match=sentence):
             p.natural(client, is_test if divided else None, clients)
         return
     owner = p.natural(client, is_test if divided else None, clients)
@@ -211,3 +212,21 @@ def test_check_rejects_in_one_sentence(dataset: str, spec: str, clients: int | N
         check_partition(dataset, spec, clients)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("alpha", [1e200, 1e308, 1.7e308])
+def test_beyond_all_measure_alpha_shares_equally(alpha: float) -> None:
+    """Whose sum over clients is beyond the largest float."""
+    labels = np.repeat(np.arange(4), 100)
+    owner = p.dirichlet(labels, 10, alpha, rng(0))
+    assert (np.abs(np.bincount(owner * 4 + labels) - 10) <= 1).all()
+    assert (np.abs(np.bincount(p.quantity(labels, 10, alpha, rng(0))) - 40) <= 1).all()
+
+
+def test_the_smallest_alpha_gives_each_client_the_same_chance() -> None:
+    """All of a class goes to one of four clients; of 400 classes each client gets 100 ± 9 of them."""
+    labels = np.repeat(np.arange(400), 3)
+    shares = [p._shares(3, 4, 5e-324, stream) for stream in [rng(0)] for _ in range(400)]
+    assert all(len(set(share)) == 1 for share in shares)
+    assert (np.abs(np.bincount([share[0] for share in shares]) - 100) < 4 * 9).all()
+    assert len(labels) == len(p.dirichlet(labels, 4, 5e-324, rng(0)))

@@ -212,6 +212,32 @@ def test_damaged_samples_are_refused_by_name(damage, path: Path) -> None:
             attempt()
 
 
+@pytest.mark.parametrize(("more", "said"), [(1 << 28, "opened"), (1 << 12, "cannot be tested within this process")])
+def test_a_hard_limit_on_memory_is_no_fault_of_the_file(more: int, said: str, path: Path) -> None:
+    """ulimit -v: a little more address space than the process has, below what the file is given to be tested in."""
+    code = (
+        "import resource, sys; from pathlib import Path; from data_partitions import DataError, open_store\n"
+        f"limit = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + {more}\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try: open_store(Path(sys.argv[1])); print('opened')\n"
+        "except DataError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60)
+    assert said in done.stdout, done.stderr
+    assert "remove" not in done.stdout
+
+
+def test_samples_of_an_earlier_version_are_read_anew(path: Path) -> None:
+    samples = path.with_name("mnist5k.h5")
+    with h5py.File(samples, "r+") as file:
+        file.attrs["version"] = 1
+        file["x"][0] = 255
+    with pytest.raises(DataError, match=r"mnist5k\.h5 has schema version 1, this program reads 2"):
+        open_store(path)
+    assert prepare("mnist5k", None, "dirichlet:0.5", 10, 0, path.parent) == path
+    assert read_samples(samples).x[0].min() == 0
+
+
 @pytest.mark.slow
 def test_a_file_that_keeps_hdf5_busy_for_ever_is_refused(path: Path) -> None:
     content = bytearray(path.read_bytes())
@@ -307,7 +333,7 @@ def test_embedded_samples_must_be_in_the_file(tmp_path: Path) -> None:
         shape = file["x"].shape
         del file["x"]
         file.create_dataset("x", shape, np.uint8, external=[(tmp_path / "mnist5k.h5", 0, h5py.h5f.UNLIMITED)])
-    with pytest.raises(DataError, match="keeps x in a way that is not read here"):
+    with pytest.raises(DataError, match=r"x in .* is kept in a way that is not read here"):
         open_store(path)
 
 
@@ -318,7 +344,7 @@ def test_a_chunk_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
         del file["x"]
         more = {"maxshape": (None, *shape[1:]), "chunks": (400_000, *shape[1:]), "compression": "gzip"}
         file.create_dataset("x", shape, np.uint8, **more)
-    with pytest.raises(DataError, match="keeps x in chunks larger than"):
+    with pytest.raises(DataError, match=r"x in .* is kept in chunks larger than"):
         open_store(path)
 
 
@@ -361,6 +387,7 @@ def test_an_error_while_building_leaves_nothing_behind(tmp_path: Path) -> None:
     ("seed", "fraction", "message"),
     [
         (-1, 1.0, "seed -1"),
+        (2**64, 1.0, "seed 18446744073709551616 is not possible"),
         (0.5, 1.0, "seed 0.5"),
         (0, 0.0, "fraction 0.0"),
         (0, 1.5, "fraction 1.5"),
