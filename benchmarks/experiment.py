@@ -22,6 +22,7 @@ from benchmarks.config import Settings
 from benchmarks.ledger import Entry, totals
 from benchmarks.methods import build_trainer
 from benchmarks.record import ClientFigures, Recorder, Totals, check_tables, summarize_clients
+from benchmarks.terminal import printable
 from data_partitions import heat_map, open_store
 from pfedpara.streams import stream_seed
 
@@ -111,7 +112,7 @@ class Run:
         found, refused = checkpoint.newest(self.settings.directory, self.fresh_state, self.check)
         for sentence in refused:
             instead = f"going on from round {found.record.round}" if found else "starting from the beginning"
-            print(f"{sentence}; {instead}", file=sys.stderr, flush=True)
+            print(printable(f"{sentence}; {instead}"), file=sys.stderr, flush=True)
         if found:
             record = found.record
             self.aggregator.set_model_params(found.shared)

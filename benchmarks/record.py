@@ -17,6 +17,7 @@ import yaml
 
 from benchmarks import files
 from benchmarks.ledger import Entry
+from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -247,13 +248,14 @@ class Recorder:
         outcome = "diverged" if "diverged" in summary else "finished"
         values = {**self.config, **self.config.get("hyper", {}), "label": summary.get("label"), "outcome": outcome}
         values = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+        values = {key: printable(value) if isinstance(value, str) else value for key, value in values.items()}
         # Not add_hparams: it opens a second run, and TensorBoard takes the columns of the page from whichever run's
         # experiment record it meets first. Without one it joins the settings of all runs.
         _, start, end = hparams(values, {})
         self.board.add_summary(start)
         self.board.add_summary(end)
         self.board.flush()
-        files.write(self.directory / "summary.json", f"{text}\n".encode())
+        files.write(self.directory / "summary.json", f"{text}\n".encode(errors="backslashreplace"))
 
     def sync(self) -> dict[str, Extent]:
         """Brings all files to the disk, so that a checkpoint never knows more rounds than they do.

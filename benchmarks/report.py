@@ -7,6 +7,8 @@ Reads what benchmarks/run.py wrote; needs neither torch nor FedML.
 
 import argparse
 import base64
+import html
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -18,6 +20,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
@@ -40,6 +43,7 @@ from benchmarks.comparison import (
     load,
     mean_curve,
 )
+from benchmarks.terminal import printable
 
 LEGEND = (
     "Accuracy: each client's own model on its own test split after the last round, mean over clients; "
@@ -72,6 +76,7 @@ FEW = 8
 STYLE: dict[Any, Any] = {
     **{"font.size": 13, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
     **{"axes.grid": True, "grid.color": "#e4e4e4", "axes.axisbelow": True, "savefig.dpi": 160},
+    "text.parse_math": False,  # names may hold $
 }
 
 NONE = "–"
@@ -184,7 +189,7 @@ def screen_table(words: pd.DataFrame) -> Table:
         lines = textwrap.fill(heading, 9, break_long_words=False)
         table.add_column(lines, justify="left" if heading == "method" else "right", vertical="bottom", no_wrap=True)
     for row in words.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 
@@ -192,10 +197,10 @@ def show(comparisons: list[Comparison], words_of: Callable[[Comparison], pd.Data
     """Prints the tables, at most 120 columns wide."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
     for comparison in comparisons:
-        console.print(f"{comparison.title} ({comparison.shared})", style="bold")
+        console.print(printable(f"{comparison.title} ({comparison.shared})"), style="bold")
         console.print(screen_table(words_of(comparison)))
         for note in comparison.notes:
-            console.print(f"* {note}")
+            console.print(printable(f"* {note}"))
         console.print()
         if not (costs := wording_of_cost(comparison)).empty:
             console.print(screen_table(costs))
@@ -235,7 +240,7 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
         curve = mean_curve(runs)
         color, marker = looks[algo]
         final = comparison.table.loc[algo, "accuracy"]
-        label = f"{algo}  {percent(final)} %"
+        label = printable(f"{algo}  {percent(final)} %")
         if not curve["parameters"].any():  # a logarithmic axis has no place for 0
             axes.axhline(final, color=color, linestyle="--", label=f"{label}, sends nothing")
             ends.append((f"{label}, sends nothing", np.inf, final, color))
@@ -267,7 +272,7 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
     axes.set(
         xlabel="parameters transmitted so far, up and down, all clients",
         ylabel="personalized accuracy",
-        title=comparison.title,
+        title=printable(comparison.title),
     )
     accuracies = comparison.table["accuracy"].dropna()
     span = max(accuracies.max() - accuracies.median(), 0.01)
@@ -310,9 +315,9 @@ def plot_accuracy_by_client(comparison: Comparison, looks: Looks) -> Figure:
             if values:
                 mean = 100 * np.concatenate(values).mean()
                 axes.plot([mean, mean], [position - 0.35, position + 0.35], color="black", linewidth=2.5)
-    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].set_yticks(range(len(methods)), map(printable, methods))
     panels[0].invert_yaxis()
-    panels[0].set(xlabel="accuracy of a client, %", title=comparison.title)
+    panels[0].set(xlabel="accuracy of a client, %", title=printable(comparison.title))
     for axes in panels:
         axes.locator_params(axis="x", nbins=6)
     if local:
@@ -359,23 +364,34 @@ def write(
             pictures.append(path)
         words, costs = words_of(comparison), wording_of_cost(comparison)
         sections.append({"comparison": comparison, "words": words, "costs": costs, "images": images})
-        markdown += [f"## {comparison.title}", "", comparison.shared, ""]
-        markdown += [f"    {command}", ""] if command else []
+        markdown += [f"## {markdown_text(comparison.title)}", "", markdown_text(comparison.shared), ""]
+        markdown += [f"    {printable(command)}", ""] if command else []
         markdown += [*markdown_rows(words), ""]
-        markdown += [f"- {note}" for note in comparison.notes] + [""] * bool(comparison.notes)
+        markdown += [f"- {markdown_text(note)}" for note in comparison.notes] + [""] * bool(comparison.notes)
         markdown += [] if costs.empty else [*markdown_rows(costs), ""]
     table = pd.concat({(c.dataset, c.partition): c.table.assign(target=c.target) for c in comparisons})
-    table.to_csv(out / "table.csv", index_label=["dataset", "partition", "method"])
+    table.to_csv(out / "table.csv", index_label=["dataset", "partition", "method"], errors="backslashreplace")
     (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+        trim_blocks=True,
+    )
     page = environment.get_template("report.html.j2").render(sections=sections, legend=legend(comparisons))
     (out / "index.html").write_text(page, encoding="utf-8")
     return [out / "index.html", out / "table.md", out / "table.csv", *pictures]
 
 
 def markdown_rows(words: pd.DataFrame) -> list[str]:
-    rows = [list(words), ["---"] + ["---:"] * (words.shape[1] - 1), *words.to_numpy().tolist()]
+    rows = [[markdown_text(cell) for cell in row] for row in (words.columns, *words.to_numpy())]
+    rows.insert(1, ["---"] + ["---:"] * (words.shape[1] - 1))
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def markdown_text(text: str) -> str:
+    """Returns ``text`` as Markdown that shows it as it is, also where raw HTML or formulas are read."""
+    return re.sub(r"[\\`*_\[\]|#~$]", r"\\\g<0>", html.escape(printable(text), quote=False))
 
 
 def accuracy(text: str) -> float:
@@ -413,14 +429,14 @@ def main() -> None:
             options.page.write_text("# Results\n\n" + (out / "table.md").read_text(encoding="utf-8"), encoding="utf-8")
             written.append(options.page)
     except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     show(comparisons, words_of)
     for folder in find_unfinished(options.folders):
-        print(f"Not finished, left out: {folder}")
-    print(f"\nThe report is {written[0]}; its tables and pictures also lie in {out}:")
+        print(printable(f"Not finished, left out: {folder}"))
+    print("\n" + printable(f"The report is {written[0]}; its tables and pictures also lie in {out}:"))
     for path in written[1:]:
-        print(f"  {path.name}")
+        print(printable(f"  {path.name}"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no insta
 from benchmarks.runtime import process
 from benchmarks.runtime.fork import share_imports
 from benchmarks.runtime.imports import defer_packages
+from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -41,7 +42,7 @@ def plan() -> list["Experiment"]:
             print(options.explain_tuning(experiments), flush=True)
             return experiments
         else:
-            print(f"every run asked for is finished in {chosen.out}")
+            print(printable(f"every run asked for is finished in {chosen.out}"))
     except (options.UsageError, DataError) as error:
         process.fail(str(error), 2)
     except SystemExit:  # --help

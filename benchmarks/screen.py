@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from benchmarks.config import Settings
 from benchmarks.record import ClientFigures, whose
 from benchmarks.runtime.process import launcher
+from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
     from benchmarks.experiment import Run
@@ -26,7 +27,7 @@ def terminal() -> IO[str] | None:
     except OSError:
         return None
     if os.isatty(output):
-        return os.fdopen(output, "w")
+        return os.fdopen(output, "w", errors="backslashreplace")
     os.close(output)
     return None
 
@@ -44,7 +45,7 @@ class Screen:
         title = (
             f"[{self.run}/{self.runs}] {settings.label} {settings.dataset} {settings.partition} seed {settings.seed}"
         )
-        print(title, file=self.terminal or sys.stdout, flush=True)
+        print(printable(title), file=self.terminal or sys.stdout, flush=True)
         if self.terminal:
             columns = (BarColumn(None), TextColumn("round {task.completed}/{task.total}{task.fields[figures]}"))
             console = Console(file=self.terminal)
@@ -68,8 +69,5 @@ class Screen:
         if self.bar:
             self.bar.stop()
         if d := run.diverged:
-            print(
-                f"diverged: {run.settings.label}, {whose(d['client'])}, round {d['round']}: {d['reason']}",
-                file=sys.stderr,
-                flush=True,
-            )
+            sentence = f"diverged: {run.settings.label}, {whose(d['client'])}, round {d['round']}: {d['reason']}"
+            print(printable(sentence), file=sys.stderr, flush=True)

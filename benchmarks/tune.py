@@ -39,6 +39,7 @@ from benchmarks.config import Settings
 from benchmarks.methods import METHODS, build_trainer, find_method
 from benchmarks.models import MODELS
 from benchmarks.options import TUNED, Parser, UsageError
+from benchmarks.terminal import printable
 from data_partitions import DataError, open_store, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +127,7 @@ def find_tunings(options: argparse.Namespace) -> list[Tuning]:
         except DataError:
             raise
         except ValueError as error:
-            print(f"left out: {algo} on {weights or 'its own'} weights: {error}", flush=True)
+            print(printable(f"left out: {algo} on {weights or 'its own'} weights: {error}"), flush=True)
             continue
         tunings.setdefault(settings.variant, begin(settings, weights))
     return list(tunings.values())
@@ -210,7 +211,7 @@ def main() -> None:
             raise UsageError(f"--trials: at least 1, got {options.trials}")
         tune(options)
     except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
 
 

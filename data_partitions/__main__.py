@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from data_partitions.datasets import NAMES, may_be_natural
 from data_partitions.errors import DataError
 from data_partitions.partitioners import FORMS, SPLITS
 from data_partitions.presets import PRESETS
-from data_partitions.show import contact_sheet, duplicates, heat_map, label_distance, title
+from data_partitions.show import contact_sheet, duplicates, heat_map, label_distance, printable, title
 from data_partitions.store import open_store
 
 ROWS = 20
@@ -20,6 +21,8 @@ ROWS = 20
 
 def main() -> int:
     """Run one command; the exit status is 1 for bad input, with one sentence on the error stream."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding lacks is written as an escape
     parser = argparse.ArgumentParser(prog="python -m data_partitions", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     # SUPPRESS: only what is typed counts, so that it can change one setting of a preset.
@@ -46,7 +49,7 @@ def main() -> int:
         else:
             _list()
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 
@@ -58,7 +61,7 @@ def _build(options: dict) -> None:
     settings.setdefault("folder", Path("data/partitions"))
     path = prepare(**settings)
     with open_store(path) as store:
-        print(f"{path}\ncontent hash {store.sha256}")
+        print(f"{printable(path)}\ncontent hash {store.sha256}")
 
 
 def _show(path: Path) -> None:
@@ -72,7 +75,7 @@ def _show(path: Path) -> None:
         for client, name in enumerate(names[:ROWS]):
             row = counts[client]
             share = f"{store.classes[row.argmax()]!r} {row.max() / row.sum():.0%}"
-            clients.add_row(str(name), *(str(size[client]) for size in sizes), str(np.count_nonzero(row)), share)
+            clients.add_row(printable(name), *(str(size[client]) for size in sizes), str(np.count_nonzero(row)), share)
         totals = counts.sum(axis=1)
         facts = {
             "clients": str(store.clients) + (f" (the first {ROWS} above)" if store.clients > ROWS else ""),
@@ -85,17 +88,17 @@ def _show(path: Path) -> None:
         for split, (own, other) in duplicates(store).items():
             facts[f"{split} samples trained on"] = f"{own} by the same client, {other} by any client (exact duplicates)"
         facts["content hash"] = store.sha256
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False, emoji=False)
         console.print(clients)
         for name, fact in facts.items():
-            console.print(f"{name}: {fact}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {fact}", soft_wrap=True)
         for kind, draw in {"heatmap": heat_map, "samples": contact_sheet}.items():
             picture = path.with_suffix(f".{kind}.png")
             try:
                 draw(store).savefig(picture, dpi=120)
             except OSError as error:
                 raise DataError(f"{picture} cannot be written: {error.strerror}; copy the store elsewhere") from error
-            console.print(f"{kind}: {picture}", markup=False, soft_wrap=True)
+            console.print(f"{kind}: {printable(picture)}", soft_wrap=True)
 
 
 def _spread(values: np.ndarray) -> str:

@@ -55,8 +55,10 @@ def heat_map(store: Store) -> "Figure":
     norm = LogNorm(1, max(counts.max(), 2))
     image = axes.imshow(counts, aspect="auto", cmap="viridis_r", interpolation="nearest", norm=norm)
     figure.colorbar(image, label="samples (white: none)")
-    axes.set(xlabel="client", ylabel="class", title=title(store))
-    axes.set_yticks(range(classes), [repr(name)[1:-1] for name in store.classes], fontsize=9 if classes <= 30 else 5)
+    axes.set(xlabel="client", ylabel="class")
+    axes.set_title(title(store), parse_math=False)
+    names = [printable(name) for name in store.classes]
+    axes.set_yticks(range(classes), names, fontsize=9 if classes <= 30 else 5, parse_math=False)
     if clients <= 30:
         axes.set_xticks(range(clients))
     return figure
@@ -68,7 +70,7 @@ def contact_sheet(store: Store) -> "Figure":
 
     rows, columns = min(store.clients, 10), 12 if store.task == "image" else 1
     figure = Figure(figsize=(9, (0.8 if store.task == "image" else 0.3) * rows + 0.6), layout="constrained")
-    figure.suptitle(f"Training samples: {title(store)}")
+    figure.suptitle(f"Training samples: {title(store)}", parse_math=False)
     for client, row in enumerate(figure.subplots(rows, columns, squeeze=False)):
         x, y = store.samples(client, "train")
         for axes in row:
@@ -76,14 +78,20 @@ def contact_sheet(store: Store) -> "Figure":
         for axes, sample in zip(row, np.arange(columns) * len(x) // columns, strict=True):
             if store.task == "image":
                 axes.imshow(x[sample], cmap="gray", vmin=0, vmax=255)
-                axes.set_title(store.classes[y[sample]], fontsize=6, pad=1)
+                axes.set_title(printable(store.classes[y[sample]]), fontsize=6, pad=1, parse_math=False)
             else:
                 text = "".join(store.classes[letter] for letter in x[sample]).replace("\n", "⏎")
-                axes.text(0, 0.4, f"{text} → {store.classes[y[sample]]!r}", family="monospace", fontsize=8)
+                text = printable(f"{text} → {store.classes[y[sample]]!r}")
+                axes.text(0, 0.4, text, family="monospace", fontsize=8, parse_math=False)
         row[0].text(-0.02, 0.5, f"{client} ", transform=row[0].transAxes, ha="right", va="center", fontsize=8)
     return figure
 
 
 def title(store: Store) -> str:
     """The recipe in a line."""
-    return "{dataset}, {partition}, {clients} clients, seed {seed}".format(**store.recipe)
+    return printable("{dataset}, {partition}, {clients} clients, seed {seed}".format(**store.recipe))
+
+
+def printable(text: object) -> str:
+    """The text on one line, with an escape for each character that a terminal would obey or cannot show."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))

@@ -7,8 +7,10 @@ is spread over the factors, and plots all singular values and a histogram. A ker
 
 import argparse
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -79,9 +81,9 @@ def format_statistics(rows: list[WeightStatistics]) -> str:
         f"{'weight':32} {'shape':>14} {'rank':>5} {'eff. rank':>9} {'σ max':>9} {'σ min':>9} {'std':>9} {'balance':>7}"
     ]
     for row in rows:
-        shape, sigma = "×".join(map(str, row.weight.shape)), row.singular_values
+        name, shape, sigma = repr(row.name)[1:-1], "×".join(map(str, row.weight.shape)), row.singular_values
         lines.append(
-            f"{row.name:32} {shape:>14} {row.rank:5} {row.effective_rank:9.1f} {sigma[0]:9.3g} {sigma[-1]:9.3g}"
+            f"{name:32} {shape:>14} {row.rank:5} {row.effective_rank:9.1f} {sigma[0]:9.3g} {sigma[-1]:9.3g}"
             f" {row.weight.std():9.3g} {row.balance:7.2f}"
         )
     return "\n".join(lines)
@@ -94,7 +96,8 @@ def plot_statistics(rows: list[WeightStatistics], path: Path) -> None:
     figure = Figure(figsize=(9, 1.9 * len(rows)), layout="constrained")
     for (left, right), row in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
         left.semilogy(range(1, len(row.singular_values) + 1), row.singular_values.clamp_min(1e-12))
-        left.set_title(f"{row.name}: rank {row.rank}, effective {row.effective_rank:.0f}", fontsize="small")
+        title = f"{repr(row.name)[1:-1]}: rank {row.rank}, effective {row.effective_rank:.0f}"
+        left.set_title(title, fontsize="small", parse_math=False)
         left.set(xlabel="index", ylabel="singular value", ylim=(row.singular_values[0] * 1e-5, None))
         right.hist(row.weight.flatten().numpy(), bins=80)
         right.set(xlabel="weight", ylabel="count", yscale="log")
@@ -103,11 +106,16 @@ def plot_statistics(rows: list[WeightStatistics], path: Path) -> None:
 
 def load_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of safetensors or of ``torch.save``; raises ValueError where it holds anything else."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(path)
-    state = torch.load(path, weights_only=True, map_location="cpu")
+            return load_file(path)
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception:  # a damaged file makes the readers raise almost anything
+        state = None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} does not hold a state dict")
     return dict(state)
@@ -144,6 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tanh", action="store_true", help="the inner products pass through tanh")
     parser.add_argument("--plot", type=Path, help="PNG to write (default: the checkpoint's name with .png)")
     parser.add_argument("--rank-experiment", type=int, metavar="DRAWS", help="ranks of random weights instead")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for encodings without σ
     options = parser.parse_args(arguments)
     if options.rank_experiment:
         for method, ranks in rank_experiment(options.rank_experiment).items():
@@ -154,11 +164,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         rows = list(weight_statistics(load_state(options.checkpoint), options.method, options.tanh))
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(repr(str(error))[1:-1])
     print(format_statistics(rows))
     plot = options.plot or options.checkpoint.with_suffix(".png")
     plot_statistics(rows, plot)
-    print(f"plot: {plot}")
+    print(f"plot: {repr(str(plot))[1:-1]}")
 
 
 if __name__ == "__main__":

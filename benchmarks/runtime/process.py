@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import mpi4py
 
+from benchmarks.terminal import printable
+
 if TYPE_CHECKING:
     import psutil
 
@@ -139,7 +141,7 @@ def fail(sentence: str, code: int) -> NoReturn:
     with contextlib.suppress(OSError):  # its reader has gone, or its disk is full
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        os.write(2, f"error: {sentence}\n".encode())
+        os.write(2, f"error: {printable(sentence)}\n".encode(sys.stderr.encoding, "backslashreplace"))
     time.sleep(0.3)  # mpirun drops what it has not yet read when a rank aborts
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI would add that it was told to abort
     end_job(code)
