@@ -52,7 +52,7 @@ class FactoredLinear(nn.Linear):
     """nn.Linear that trains on small batches by ``khatri_rao``.
 
     Without gradients, or inside ``torch.nn.utils.parametrize.cached()``, which composes once for several calls, it
-    uses the composed weight.
+    uses the composed weight; likewise where another parametrization, such as a spectral norm, acts on that weight.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -62,6 +62,7 @@ class FactoredLinear(nn.Linear):
         if (
             not torch.is_grad_enabled()
             or parametrize._cache_enabled
+            or len(originals) > 1
             or composition.tanh
             or composition.inner_products == 1
             or not khatri_rao_is_cheaper(batch, self.out_features, self.in_features, composition.rank)

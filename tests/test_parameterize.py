@@ -205,6 +205,33 @@ def test_a_small_batch_takes_the_khatri_rao_path_with_equal_gradients(method: Me
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-4)
 
 
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.factor * weight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_later_parametrization_acts_on_the_composed_weight(method: Method) -> None:
+    torch.manual_seed(0)
+    layer = parameterize(nn.Linear(96, 64), method, 0.1)
+    plain = layer.weight.detach().clone()
+    parametrize.register_parametrization(layer, "weight", Scale())
+    parametrize.register_parametrization(layer, "bias", Scale())
+    x = torch.randn(2, 96)
+    output = layer(x)
+    torch.testing.assert_close(output, 3 * (x @ plain.T + layer.parametrizations.bias.original))
+    (slope,) = torch.autograd.grad(output.sum(), layer.parametrizations.weight[1].factor)
+    torch.testing.assert_close(slope, (x @ plain.T).sum())
+    torch.testing.assert_close(reconstruct(copy.deepcopy(layer))(x), output)
+    nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=100).eval()
+    torch.testing.assert_close(torch.linalg.matrix_norm(layer.weight, 2), torch.tensor(1.0), rtol=0.01, atol=0)
+    torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_checkpointed_layers_keep_factors_alone_with_equal_gradients(method: Method, ids: Tensor) -> None:
     model, again = net(method), net(method)
