@@ -5,7 +5,7 @@ Deviation: the gradient of a step is clipped to the norm ``clip_norm``, the same
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -115,6 +115,13 @@ class FedAvgAggregator(ServerAggregator):
         """Takes over what ``get_server_state`` returned. Raises ValueError where names or shapes differ."""
         copy_into(self.kept, state)
 
+    def start_from(self, received: Params) -> None:
+        """Makes the model what the clients received of it, where their moves began. What else the server has is exact.
+
+        Under FedML's own server nothing is lost on the way, and nobody calls this.
+        """
+        copy_into(self.shared, {name: received[name] for name in self.shared})
+
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
         """Returns Σ_k (n_k / n) w_k, added in the order of the list in float32."""
         n = sum(weight for weight, _ in raw_client_model_or_grad_list)
@@ -153,6 +160,7 @@ class FedAvgTrainer(ClientTrainer):
         self.shared, self.private = split_parameters(model)
         self.travelling: Mapping[str, Tensor] = self.shared
         self.kept: Mapping[str, Tensor] = self.private
+        self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
         self.trained = list(model.parameters())  # what a step changes
 
     def personalize(self, model: nn.Module) -> None:
@@ -166,6 +174,12 @@ class FedAvgTrainer(ClientTrainer):
 
     def set_model_params(self, model_parameters: Params) -> None:
         copy_into(self.travelling, model_parameters)
+
+    def settle(self, arrived: Params) -> None:
+        """Brings what the client keeps into line with what the server reads of the message, ``arrived``.
+
+        Quantizing makes the two differ. FedAvg keeps nothing that follows from what it sends.
+        """
 
     def get_private_state(self) -> Params:
         """Returns everything this client keeps between rounds."""

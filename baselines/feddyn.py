@@ -64,6 +64,12 @@ class FedDynTrainer(FedAvgTrainer):
             for name, theta in learned(self.shared).items():
                 self.memory[f"memory.{name}"].sub_(theta - self.received[name], alpha=self.hyper.alpha)
 
+    @torch.no_grad()
+    def settle(self, arrived: Params) -> None:
+        """Moves g_k by the θ_k that the server adds, so that h stays the mean of all g_k."""
+        for name, theta in learned(self.shared).items():
+            self.memory[f"memory.{name}"].sub_(arrived[name] - theta, alpha=self.hyper.alpha)
+
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds α(θ − θ^{t−1}) − g_k."""
         for name, gradient in self.of_shared(gradients).items():

@@ -63,6 +63,7 @@ class ScaffoldTrainer(FedAvgTrainer):
             for whose in ("", "own_")
         )
         self.travelling, self.kept = self.shared | self.message, self.private | self.own
+        self.differences = self.message.keys()
 
     def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
         x = copy_of(self.shared)
@@ -73,6 +74,11 @@ class ScaffoldTrainer(FedAvgTrainer):
                 c, c_i = self.message[f"control.{name}"], self.own[f"own_control.{name}"]
                 c.copy_((x[name] - y) / (steps * lr) - c)
                 c_i.add_(c)
+
+    def settle(self, arrived: Params) -> None:
+        """Moves c_i by the Δc_i that the server adds, so that c stays the mean of all c_i."""
+        for name, sent in self.message.items():
+            self.own[f"own_{name}"].add_(arrived[name] - sent)
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds c − c_i."""

@@ -10,10 +10,12 @@ Deviation: a is the largest |x| of a tensor, not its Euclidean norm, as in QSGD'
 NeurIPS 2017): a finer grid for the same bits. ``float16`` takes the numbers of that format in [−1, 1] for k / s.
 On the wire each tensor is a as float32, then its k: two to a byte for 4 bits.
 
+A tensor that is a difference itself, as a method says, is quantized as it is.
+
 A downlink, where asked for, quantizes w itself: a client that took no part for some rounds holds nothing to add to.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -92,6 +94,16 @@ def dequantize(packed: np.ndarray, sizes: Sequence[int], form: str) -> np.ndarra
         step = a if form == "float16" else a / (2 ** (int(form) - 1) - 1)
         values.append((k * step).astype(np.float32))
     return np.concatenate(values)
+
+
+def known(received: Tensor, like: Mapping[str, Tensor], differences: Collection[str]) -> Tensor:
+    """Returns what both ends know of an update beforehand (n,): what was ``received``, and of ``differences`` zero."""
+    if not differences:
+        return received
+    parts = received.split([tensor.numel() for tensor in like.values()])
+    return torch.cat(
+        [torch.zeros_like(part) if name in differences else part for name, part in zip(like, parts, strict=True)]
+    )
 
 
 def pack(

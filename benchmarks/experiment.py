@@ -81,6 +81,7 @@ class Run:
         self.judged_on = trainer.judged_on
         self.aggregator = trainer.Aggregator(trainer.model, trainer.args)
         self.travelling = trainer.get_model_params()  # names and shapes of what travels
+        self.differences = trainer.differences
         self.fresh_state = trainer.get_private_state()
         self.stateful = bool(self.fresh_state)
         self.sizes = self.store.sizes("train").tolist()
@@ -187,9 +188,13 @@ class Run:
         minutes = self.settings.checkpoint_minutes
         return self.due(self.settings.checkpoint_every) or 0 < 60 * minutes <= time.monotonic() - self.saved
 
-    def aggregate(self) -> None:
-        """Makes the new global model of the updates that arrived; without any it stays as it is."""
+    def aggregate(self, received: Params) -> None:
+        """Makes the new global model of the updates that arrived; without any it stays as it is.
+
+        ``received``: what the participants were sent, as they have it.
+        """
         if self.arriving:
+            self.aggregator.start_from(received)
             new = self.aggregator.aggregate([self.updates[client] for client in self.arriving])
             if not all(map(all_finite, new.values())):
                 self.give_up(None, "the new global model is not finite")

@@ -1,5 +1,7 @@
 """Quantized tensors: close, unbiased, small, and as they were where nothing is rounded."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load_file
 
-from benchmarks.codec import dequantize, nbytes, pack, quantize, random_stream, unpack
+from benchmarks.codec import dequantize, known, nbytes, pack, quantize, random_stream, unpack
+from benchmarks.methods import METHODS
 from tests.jobs import directory, rows, run, summary
 
 LEVELS = {"4": 7, "8": 127, "16": 32767}
@@ -113,7 +117,7 @@ def test_each_message_has_a_stream_of_its_own() -> None:
 
 # Jobs
 
-METHODS = ("fedavg", "local")
+BOTH = ("fedavg", "local")
 LABELS = {"8": "{}-8bit-downfloat16", "32": "{}-downfloat16"}
 
 
@@ -123,14 +127,14 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     out = {ranks: tmp_path_factory.mktemp("quantized") for ranks in (1, 3)}
     options = ("--rounds", "2", "--epochs", "1", "--clients-per-round", "6", "--quantize", *LABELS)
     for ranks, folder in out.items():
-        done = run("--algo", *METHODS, *options, "--quantize-down", "float16", "--out", str(folder), ranks=ranks)
+        done = run("--algo", *BOTH, *options, "--quantize-down", "float16", "--out", str(folder), ranks=ranks)
         assert (done.returncode, done.stderr) == (0, "")
     return out
 
 
 @pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_bits(quantized: dict[int, Any]) -> None:
-    for algo in METHODS:
+    for algo in BOTH:
         for form, label in LABELS.items():
             one, three = (summary(out, label.format(algo)) for out in quantized.values())
             for key in ("shared_sha256", "accuracy", "transmitted"):
@@ -154,3 +158,79 @@ def test_quantizing_hardly_changes_what_is_learnt(quantized: dict[int, Any]) -> 
     exact, eight = (summary(quantized[1], LABELS[form].format("fedavg")) for form in ("32", "8"))
     assert eight["accuracy"]["mean"] == pytest.approx(exact["accuracy"]["mean"], abs=0.02)
     assert eight["shared_sha256"] != exact["shared_sha256"]
+
+
+def test_a_difference_is_quantized_on_a_grid_of_its_own() -> None:
+    model = torch.nn.Linear(2, 1)
+    trainer = METHODS["scaffold"](model, SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=2))
+    like = trainer.get_model_params()
+    received = torch.tensor([100.0, 100, 5, 300, 300, 300])  # weight, bias, and the server's c of both
+    update = torch.tensor([101.0, 99, 6, 1, -1, 2])  # the new weight and bias, and Δc_i
+    beforehand = known(received, like, trainer.differences)
+    sent = pack(update, beforehand, like, "4", random_stream("up", 0))
+    assert torch.equal(unpack(sent["tensors"], beforehand, like, "4"), update)
+
+
+# What both sides keep, after many rounds
+
+SMALL = ("--fraction", "0.1", "--clients", "4", "--epochs", "1", "--eval-every", "0")
+
+
+def kept(out: Path, label: str, part: str) -> dict[str, np.ndarray]:
+    """The tensors of one part of the newest checkpoint, empty where it has none."""
+    newest = max((directory(out, label) / "checkpoint").glob("round-??????"))
+    path = newest / f"{part}.safetensors"
+    return load_file(path) if path.exists() else {}
+
+
+@pytest.mark.slow
+def test_the_server_s_control_variate_stays_the_mean_of_the_clients(tmp_path: Path) -> None:
+    options = ("--rounds", "30", "--clients-per-round", "2", "--quantize", "4", "8", "--quantize-down", "8", *SMALL)
+    done = run("--algo", "scaffold", "feddyn", *options, "--out", str(tmp_path), ranks=3)
+    assert (done.returncode, done.stderr) == (0, "")
+    for algo, part, own in (("scaffold", "shared", "own_control."), ("feddyn", "server", "memory.")):
+        for bits in (4, 8):
+            label = f"{algo}-{bits}bit-down8bit"
+            of_server, *clients = (kept(tmp_path, label, p) for p in (part, *(f"client-{k}" for k in range(4))))
+            for name in (name.removeprefix(own) for name in clients[0] if name.startswith(own)):
+                mean = sum(client.get(own + name, 0) for client in clients) / 4
+                found = of_server[name if algo == "feddyn" else f"control.{name}"]
+                assert np.abs(found).max() > 0
+                assert np.abs(found - mean).max() < 2e-5 * np.abs(mean).max(), (label, name)
+
+
+@pytest.mark.slow
+def test_a_server_counts_moves_from_what_the_clients_received(tmp_path: Path) -> None:
+    """One client, one round, 4 bits down: it trains from Q(x) to y. FedAvg's new model is y, or Q(x) without rate.
+
+    With one client and no memory yet, all but FedDyn and pFedMe train it to the same y.
+    """
+    chosen = {
+        "q": ("fedavg.lr=1e-30", "pfedme.beta=1"),
+        "y": (
+            *("fedavgm.server_lr=0.7", "fedavgm.momentum=0.8", "scaffold.server_lr=0.6", "feddyn.alpha=0.4"),
+            *("fedadam.server_lr=0.1", "fedadam.beta1=0.8", "fedadam.beta2=0.7", "fedadam.tau=0.05"),
+            *("fedyogi.server_lr=0.1", "fedyogi.beta1=0.8", "fedyogi.beta2=0.7", "fedyogi.tau=0.05", "pfedme.beta=0.5"),
+        ),
+    }
+    lr, options = ("--lr", "0.1"), ("--rounds", "1", "--clients-per-round", "1", "--quantize-down", "4", *SMALL)
+    for name, own in chosen.items():
+        algos = dict.fromkeys(["fedavg", *(choice.partition(".")[0] for choice in own)])
+        done = run("--algo", *algos, *options, *lr, "--set", *own, "--out", str(tmp_path / name), ranks=2)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def shared(algo: str, out: str = "y", part: str = "shared") -> np.ndarray:
+        tensors = kept(tmp_path / out, f"{algo}-down4bit", part)
+        return np.concatenate([t.ravel() for name, t in tensors.items() if "control." not in name])
+
+    q, y = shared("fedavg", "q"), shared("fedavg")
+    delta = y - q
+    second = {"fedadam": 0.7 * 0.05**2 + 0.3 * delta**2}
+    second["fedyogi"] = 0.05**2 - 0.3 * delta**2 * np.sign(0.05**2 - delta**2)
+    expected = {algo: q + 0.1 * 0.2 * delta / (np.sqrt(v) + 0.05) for algo, v in second.items()}
+    expected |= {"fedavgm": q + 0.7 * delta, "scaffold": q + 0.6 * delta, "pfedme": (q + shared("pfedme", "q")) / 2}
+    for algo, values in expected.items():
+        np.testing.assert_allclose(shared(algo), values, atol=1e-6, err_msg=algo)
+        assert np.abs(values - q).max() > 1e-3
+    h = shared("feddyn", part="server")  # h = −α/4 (θ_k − Q(x)), and the new model is θ_k − h / α
+    np.testing.assert_allclose(h, -0.4 / 4 * (shared("feddyn") + h / 0.4 - q), atol=1e-6)

@@ -178,10 +178,13 @@ class Worker(Node):
             self.send(Kind.DIVERGED, 0, client=client, round=number, reason=str(error))
             self.busy = ""
             return
+        stream = codec.random_stream("up", self.settings.seed, client, number)
+        known = codec.known(received, self.travelling, trainer.differences)
+        packed = codec.pack(shared, known, self.travelling, self.settings.quantize, stream)
+        arrives = codec.unpack(packed["tensors"], known, self.travelling, self.settings.quantize)
+        trainer.settle(unflatten(arrives.to(self.device), self.travelling))
         if state := trainer.get_private_state():
             self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
-        stream = codec.random_stream("up", self.settings.seed, client, number)
-        packed = codec.pack(shared, received, self.travelling, self.settings.quantize, stream)
         self.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
         if trainer.judged_on == "trained" and message.get("judge") and (figures := self.judge(client)):
             self.trained[client] = number, figures

@@ -142,6 +142,7 @@ class Server(Node):
         run.begin_round()
         self.busy = f"server, {run.settings.label}, round {run.round}"
         packed, received = self.downlink(run, run.round)
+        known = codec.known(received, run.travelling, run.differences)
 
         # Not all at once: the shared tensors would pile up in a worker's memory.
         queues = self.spread(run, packed)
@@ -152,14 +153,14 @@ class Server(Node):
         while self.waiting:
             client = self.tick_off(message := (yield), run)
             if message.get_type() == Kind.UPDATE:
-                run.updates[client] = self.update(message, run, received)
+                run.updates[client] = self.update(message, run, known)
             elif message.get_type() == Kind.DIVERGED:
                 run.give_up(client, message.get("reason"))
             if queue := queues[self.home[client]]:
                 self.send_message(queue.popleft())
 
         if not run.diverged:
-            run.aggregate()
+            run.aggregate(unflatten(received, run.travelling))
         judge, keep = (False, False) if run.diverged else (run.judged(), run.kept())
         now = time.perf_counter()
         run.seconds["training"] += now - begun
@@ -237,13 +238,13 @@ class Server(Node):
             **packed,
         )
 
-    def update(self, message: Message, run: Run, received: Tensor) -> tuple[float, Params]:
+    def update(self, message: Message, run: Run, known: Tensor) -> tuple[float, Params]:
         """Returns what an uplink brings: the client's samples and shared tensors. Raises MessageError."""
         client, samples = message.get("client"), message.get("samples")
         if samples != run.sizes[client]:
             raise MessageError(message, f"client {client} has {run.sizes[client]} samples, not {samples}")
         try:
-            shared = codec.unpack(message.get(TENSORS), received, run.travelling, run.settings.quantize)
+            shared = codec.unpack(message.get(TENSORS), known, run.travelling, run.settings.quantize)
             params = unflatten(shared, run.travelling)
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
