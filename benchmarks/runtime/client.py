@@ -227,7 +227,7 @@ class Worker(Node):
         """Judges every client on the new aggregate, and writes the clients' states where a checkpoint is asked for."""
         received: dict[int, float] = {}
         fresh: dict[int, ClientFigures] = {}
-        self.trainer.args.round_idx = message.get("round")
+        self.trainer.args.round_idx = message.get("round") - 1  # at the rate and with the shuffles of this round
         untrained = set(message.get("untrained"))
         for client in message.get("clients"):
             self.busy = f"client {client}, evaluation after round {message.get('round')}"
