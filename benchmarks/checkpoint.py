@@ -38,6 +38,7 @@ class Record(BaseModel, frozen=True, extra="forbid", strict=True):
     round: Annotated[int, Field(ge=1)]
     partition_sha256: str
     sent: dict[str, Count]
+    to_model: dict[str, Count]
     moved: dict[str, Count]
     absent: dict[str, Count]
     seen: list[Count]  # clients that have trained

@@ -31,7 +31,9 @@ class Run(NamedTuple):
 
     folder: Path
     summary: dict[str, Any]  # summary.json
-    rounds: pd.DataFrame  # a row a round: round, accuracy_mean, parameters (sent and received so far by all clients)
+    # A row a round: round, accuracy_mean, parameters (sent and received so far by all clients), and to_model (those
+    # to be sent until the judged models are on the clients; NaN where the run did not count them).
+    rounds: pd.DataFrame
     settings: dict[str, Any]  # config.yaml
 
     @property
@@ -132,8 +134,9 @@ def _load_run(folder: Path) -> Run:
     summary.setdefault("label", summary["algo"])
     columns = ["round", "accuracy_mean", "parameters_up", "parameters_down"]
     try:
-        rounds = pd.read_csv(folder / "rounds.csv", usecols=columns)
-    except (OSError, ValueError) as error:
+        recorded = pd.read_csv(folder / "rounds.csv")
+        rounds = recorded[columns].assign(to_model=recorded.get("parameters_to_model", np.nan))
+    except (OSError, ValueError, KeyError) as error:
         raise ReportError(f"{folder / 'rounds.csv'} cannot be read: {' '.join(str(error).split())}") from error
     rounds["parameters"] = rounds["parameters_up"] + rounds["parameters_down"]
     return Run(folder, summary, rounds, config)
@@ -145,12 +148,21 @@ def half_interval(values: Sequence[float]) -> float:
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
 
+def mean_of_all(values: pd.Series) -> float:
+    """Returns the mean; NaN where one value is."""
+    return float(values.mean(skipna=False))
+
+
 def mean_curve(runs: list[Run]) -> pd.DataFrame:
-    """Returns parameters, accuracy and half_interval over the runs, a row for each round that every run recorded."""
+    """Returns parameters, to_model, accuracy and half_interval, a row for each round that every run recorded.
+
+    Means over the runs; NaN where one of them lacks the figure.
+    """
     rounds = pd.concat([run.rounds for run in runs]).groupby("round")
     curve = pd.DataFrame(
         {
             "parameters": rounds["parameters"].mean(),
+            "to_model": rounds["to_model"].agg(mean_of_all),
             "accuracy": rounds["accuracy_mean"].mean(),
             "half_interval": rounds["accuracy_mean"].agg(half_interval),
         }
@@ -178,21 +190,39 @@ def differences_to_reference(runs: list[Run], reference: list[Run]) -> list[floa
     ]
 
 
+def reached_alone(local: list[Run]) -> float:
+    """Returns the highest accuracy after any round of the ``local`` runs, a mean over them; NaN where there is none."""
+    return float(mean_curve(local)["accuracy"].max()) if local else float("nan")
+
+
+def choose_target(best: float, alone: float) -> float:
+    """Returns the default target: TARGET of the ``best`` method's final accuracy, but above what training ``alone``
+    reaches. Where that is not above, the middle between the two accuracies; NaN where no method is better than alone.
+    """
+    if not TARGET * best <= alone:
+        return TARGET * best
+    return (alone + best) / 2 if best > alone else float("nan")
+
+
 def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataFrame, float]:
     """Returns a row for each method of ``runs``, best first, and the target accuracy that its last column is about.
 
     Means over seeds: accuracy with half_interval, difference (to the REFERENCE on the same seed and partition) with
     half_interval_of_difference, worst_decile and below_local (share of clients), as fractions; up and down, parameters
-    a client and round, and bytes_up and bytes_down; transmitted, parameters in all, and bytes; to_target, parameters
-    transmitted when the mean over seeds first reaches the target. NaN where a method has no such figure.
+    a client and round, and bytes_up and bytes_down; transmitted, parameters in all, and bytes; to_model and
+    bytes_to_model, those to be sent until the models judged last are on the clients; to_target, these parameters for
+    the round in which the mean over seeds first reaches the target. NaN where a method has no such figure. Without a
+    ``target``, ``choose_target`` takes one.
     """
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
     columns += ["parameters_per_client_round.down"]
     columns += [f"transmitted.{what}_{way}" for what in ("parameters", "bytes") for way in ("up", "down")]
     flat = pd.json_normalize([run.summary for finished in runs.values() for run in finished])
-    seeds = flat.reindex(columns=["label", *columns]).groupby("label")
+    to_model = ["traffic_to_model.parameters", "traffic_to_model.bytes"]
+    seeds = flat.reindex(columns=["label", *columns, *to_model]).groupby("label")
     mean = seeds[columns].mean()
-    target = TARGET * mean["accuracy.mean"].max() if target is None else target
+    if target is None:
+        target = choose_target(mean["accuracy.mean"].max(), reached_alone(runs.get("local", [])))
     sent = {  # bytes of a message; 0 where none was sent
         way: mean[f"transmitted.bytes_{way}"]
         / mean[f"transmitted.parameters_{way}"].clip(lower=1)
@@ -206,7 +236,7 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
         paired[algo] = differences_to_reference(finished, runs.get(REFERENCE, []))
         if finished:
             curve = mean_curve(finished)
-            to_target[algo] = curve.loc[curve["accuracy"] >= target, "parameters"].min()
+            to_target[algo] = curve.loc[curve["accuracy"] >= target, "to_model"].head(1).min()
     table = pd.DataFrame(
         {
             "seeds": seeds.size(),
@@ -224,6 +254,8 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
             "bytes_down": sent["down"],
             "transmitted": mean["transmitted.parameters_up"] + mean["transmitted.parameters_down"],
             "bytes": mean["transmitted.bytes_up"] + mean["transmitted.bytes_down"],
+            "to_model": seeds["traffic_to_model.parameters"].agg(mean_of_all),
+            "bytes_to_model": seeds["traffic_to_model.bytes"].agg(mean_of_all),
             "to_target": pd.Series(to_target, dtype=float),
         },
         index=pd.Index(runs, name="method"),
@@ -252,6 +284,8 @@ def take_notes(ended: dict[str, list[Run]], finished: dict[str, list[Run]]) -> l
                 notes.append(f"{algo}, seed {run.summary['seed']}, diverged ({place}): {d['reason']}.")
         if len({yaml.safe_dump(run.settings | {"seed": 0}) for run in runs}) > 1:
             notes.append(f"The seeds of {algo} ran with different settings.")
+    if uncounted := [algo for algo, runs in finished.items() if any("traffic_to_model" not in r.summary for r in runs)]:
+        notes.append(f"Run again to count what is sent up to the model, older runs did not: {', '.join(uncounted)}.")
     if single := [algo for algo, runs in finished.items() if len(runs) == 1]:
         notes.append(f"One seed, so no interval: {', '.join(single)}.")
     for what, key in {"seeds": "seed", "rounds": "rounds", "models": "model", "numbers of clients": "clients"}.items():
@@ -293,7 +327,7 @@ def command(runs: list[Run]) -> str:
 def compare(runs: Iterable[Run], target: float | None = None) -> list[Comparison]:
     """Returns a comparison for each data set and partition.
 
-    ``target`` is an accuracy, the same for all; None takes TARGET of the best method's final accuracy in each.
+    ``target`` is an accuracy, the same for all; None has ``choose_target`` take one in each.
     """
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: (run.algo, run.summary["seed"])):
@@ -311,5 +345,7 @@ def compare(runs: Iterable[Run], target: float | None = None) -> list[Comparison
         order = {algo: finished[algo] for algo in table.index if finished[algo]}
         commands = [command(ended[algo]) for algo in table.index]
         notes = take_notes(ended, finished)
+        if reached <= reached_alone(finished.get("local", [])):
+            notes.append(f"Training alone reaches the target, {100 * reached:.1f} %: choose it above.")
         found.append(Comparison(dataset, partition, shared, table, reached, notes, order, commands))
     return found

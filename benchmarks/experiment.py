@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from baselines.fedavg import Params, all_finite
 from benchmarks import checkpoint
 from benchmarks.config import Settings
-from benchmarks.ledger import Entry, totals
+from benchmarks.ledger import Entry, totals, traffic_to_model
 from benchmarks.methods import build_trainer
 from benchmarks.record import ClientFigures, Recorder, Totals, check_tables, summarize_clients
 from benchmarks.terminal import printable
@@ -95,6 +95,8 @@ class Run:
         self.received: dict[int, float] = {}
         self.entries: list[Entry] = []
         self.sent, self.moved = totals([]), totals([], MOVED)
+        self.uplink = totals([], ("up",))  # of the newest round
+        self.to_model = {"parameters": 0, "bytes": 0}  # sent until the models that were judged last are on the clients
         self.absent = {"dropped": 0, "late": 0}
         self.seconds = {"startup": 0.0, "training": 0.0, "evaluation": 0.0}
         self.diverged: dict[str, Any] | None = None
@@ -119,6 +121,7 @@ class Run:
             self.aggregator.set_model_params(found.shared)
             self.aggregator.set_server_state(found.server)
             self.round, self.sent, self.moved, self.absent = record.round, record.sent, record.moved, record.absent
+            self.to_model = record.to_model
             self.seen, self.figures, self.received = set(record.seen), record.figures, record.received
             self.seconds |= record.seconds
             self.restored = found._replace(shared={}, server={})  # the aggregator has them
@@ -127,7 +130,10 @@ class Run:
     def counts(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint keeps of the run's sums."""
         seconds = {key: value for key, value in self.seconds.items() if key != "startup"}
-        return {"sent": self.sent, "moved": self.moved, "absent": self.absent, "seconds": seconds}
+        return {
+            **{"sent": self.sent, "to_model": self.to_model, "moved": self.moved, "absent": self.absent},
+            "seconds": seconds,
+        }
 
     def check(self, found: checkpoint.Checkpoint) -> None:
         """Raises checkpoint.RefusedError unless this run can go on from what was ``found``."""
@@ -227,17 +233,23 @@ class Run:
         for sums, ways in ((self.sent, ("up", "down")), (self.moved, MOVED)):
             for key, value in totals(self.entries, ways).items():
                 sums[key] += value
+        self.uplink = totals((entry for entry in self.entries if entry.round == self.round), ("up",))
         self.recorder.ledger(sorted(self.entries))
         self.entries = []
         # A client that went from one worker to another has figures on both; those of its last round hold.
         self.figures |= {client: figures for _, client, figures in sorted(self.trained, key=lambda each: each[0])}
         self.trained = []
 
-    def record(self) -> None:
-        """Adds this round to what the run writes."""
+    def record(self, downlinks: list[Entry]) -> None:
+        """Adds this round to what the run writes.
+
+        ``downlinks``: the message that would bring the new aggregate to each client that is judged on it.
+        """
+        self.to_model = traffic_to_model(self.sent, self.uplink, downlinks)
+        to_model = {f"{unit}_to_model": count for unit, count in self.to_model.items()}
         figures, received = dict(sorted(self.figures.items())), dict(sorted(self.received.items()))
         seconds = self.seconds["training"] + self.seconds["evaluation"]
-        self.recorder.round(self.round, figures, received, Totals(**self.sent, **self.absent), seconds)
+        self.recorder.round(self.round, figures, received, Totals(**self.sent, **to_model, **self.absent), seconds)
         if self.settings.histograms:
             self.recorder.weights(self.round, self.weights())
 
@@ -295,6 +307,7 @@ class Run:
                     way: self.sent[f"parameters_{way}"] // count for way, count in messages.items()
                 },
                 "transmitted": self.sent,
+                "traffic_to_model": None if self.diverged else self.to_model,
                 "moved": {unit: self.moved[f"{unit}_move"] for unit in ("parameters", "bytes")},
                 "absent": self.absent,
                 "seconds": self.seconds | {"total": total_seconds},

@@ -6,7 +6,7 @@ that is sent for evaluation only, which no deployment would send. A client's pri
 another, because that rank simulates the client next, is kept apart as "move": it depends on the number of ranks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -36,3 +36,17 @@ def totals(entries: Iterable[Entry], ways: tuple[str, ...] = ("up", "down")) -> 
             sums[f"parameters_{entry.direction}"] += entry.parameters
             sums[f"bytes_{entry.direction}"] += entry.bytes
     return sums
+
+
+def traffic_to_model(sent: Mapping[str, int], uplink: Mapping[str, int], downlinks: Iterable[Entry]) -> dict[str, int]:
+    """Returns the ``parameters`` and ``bytes`` to be sent until the models judged after a round are on the clients.
+
+    ``sent``: totals through that round. ``uplink``: totals of its updates. ``downlinks``: the message that would bring
+    the new aggregate to each client that is judged on what it receives. These messages count as if they had been sent.
+    Without any, every client is judged on what it has trained, and does not need the round's updates.
+    """
+    more = totals(downlinks, ("down",))
+    return {
+        unit: sent[f"{unit}_up"] + sent[f"{unit}_down"] + (more[f"{unit}_down"] or -uplink[f"{unit}_up"])
+        for unit in ("parameters", "bytes")
+    }

@@ -42,6 +42,8 @@ class Totals:
     parameters_down: int
     bytes_up: int
     bytes_down: int
+    parameters_to_model: int  # to be sent until the models that are judged are on the clients
+    bytes_to_model: int
     dropped: int = 0  # participants that failed in a round
     late: int = 0  # participants that the deadline shut out
 
@@ -50,6 +52,7 @@ ROUND_COLUMNS = (
     *("round", "accuracy_mean", "accuracy_std", "accuracy_worst_decile", "loss_mean"),
     *("parameters_up", "parameters_down", "bytes_up", "bytes_down", "seconds"),
     *("accuracy_received_mean", "validation_accuracy_mean", "dropped", "late"),
+    *("parameters_to_model", "bytes_to_model"),
 )
 CLIENT_COLUMNS = ("round", "client", "accuracy", "loss", "samples")
 TABLES = {"rounds.csv": ROUND_COLUMNS, "clients.csv": CLIENT_COLUMNS, "ledger.csv": Entry._fields}
@@ -61,6 +64,8 @@ TAGS = {
     "accuracy_received_mean": "received accuracy/mean",
     "validation_accuracy_mean": "validation accuracy/mean",
     "loss_mean": "loss/mean",
+    "parameters_to_model": "traffic up to the model/parameters",
+    "bytes_to_model": "traffic up to the model/bytes",
     "seconds": "seconds/training and evaluation",
 }
 """TensorBoard's name of a column of rounds.csv. Its page of hyper-parameters shows the five tags that come first in the

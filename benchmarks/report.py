@@ -52,9 +52,13 @@ LEGEND = (
     "paired differences (Student's t).",
     "Worst decile: mean over the worst tenth of the clients.",
     "Below local: clients worse off than with local-only training, compared one by one on the same partition and seed.",
-    "Parameters per client and round: each way. Sent: parameters, up and down, of all clients; in all rounds, or "
-    "until the first round in which the mean over seeds reaches the target accuracy. MB: 10⁶ bytes handed to MPI, "
-    "headers included.",
+    "Parameters per client and round: each way. Total sent: parameters, up and down, of all clients, in all rounds. "
+    "MB: 10⁶ bytes handed to MPI, headers included.",
+    "Sent up to the model: what of this the judged models need. A client that is judged on what it receives needs one "
+    "more downlink; where all are judged on what they trained, the last round's uplink is not needed.",
+    "Sent to reach: the same for the first round in which the mean over seeds reaches the target accuracy. The target "
+    f"is {100 * TARGET:.0f} % of the best method's final accuracy, or as given; where local training reaches that, the "
+    "middle between what local training reaches and the best.",
 )
 
 LEGEND_OF_COST = (
@@ -149,6 +153,7 @@ def wording(comparison: Comparison) -> pd.DataFrame:
                 "clients below local %": percent(row.below_local),
                 "parameters per client and round": ", ".join(exchanged) if row.seeds else NONE,
                 "total sent": amount(row.transmitted),
+                "sent up to the model": amount(row.to_model),
                 "MB sent": megabytes(row.bytes),
                 f"sent to reach {percent(comparison.target)} %": amount(row.to_target),
             }
@@ -235,19 +240,21 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
     figure = Figure(figsize=(10, max(5.2, 0.34 * len(comparison.runs))), layout="constrained")
     axes = figure.subplots()
     few = len(comparison.runs) <= FEW
+    counted = not any(run.rounds["to_model"].isna().any() for runs in comparison.runs.values() for run in runs)
+    sent = "to_model" if counted else "parameters"
     ends = []
     for algo, runs in comparison.runs.items():
         curve = mean_curve(runs)
         color, marker = looks[algo]
         final = comparison.table.loc[algo, "accuracy"]
         label = printable(f"{algo}  {percent(final)} %")
-        if not curve["parameters"].any():  # a logarithmic axis has no place for 0
+        if not curve[sent].any():  # a logarithmic axis has no place for 0
             axes.axhline(final, color=color, linestyle="--", label=f"{label}, sends nothing")
             ends.append((f"{label}, sends nothing", np.inf, final, color))
             continue
-        ends.append((label, curve["parameters"].iloc[-1], curve["accuracy"].iloc[-1], color))
+        ends.append((label, curve[sent].iloc[-1], curve["accuracy"].iloc[-1], color))
         axes.plot(
-            curve["parameters"],
+            curve[sent],
             curve["accuracy"],
             markevery=[-1],
             markersize=8,
@@ -258,9 +265,7 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
         if not few:  # one over another, bands would hide the curves
             continue
         low, high = (curve["accuracy"] + sign * curve["half_interval"] for sign in (-1, 1))
-        axes.fill_between(
-            curve["parameters"], low.clip(lower=0), high.clip(upper=1), color=color, alpha=0.15, linewidth=0
-        )
+        axes.fill_between(curve[sent], low.clip(lower=0), high.clip(upper=1), color=color, alpha=0.15, linewidth=0)
     axes.axhline(
         comparison.target, color="#777777", linewidth=1, linestyle=":", label=f"target {percent(comparison.target)} %"
     )
@@ -270,7 +275,7 @@ def plot_accuracy_by_parameters(comparison: Comparison, looks: Looks) -> Figure:
     axes.xaxis.set_minor_locator(LogLocator(subs=()))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set(
-        xlabel="parameters transmitted so far, up and down, all clients",
+        xlabel=f"parameters sent {'up to the judged models' if counted else 'so far'}, up and down, all clients",
         ylabel="personalized accuracy",
         title=printable(comparison.title),
     )
@@ -331,7 +336,8 @@ def plot_accuracy_by_client(comparison: Comparison, looks: Looks) -> Figure:
 PLOTS = {
     "accuracy_vs_parameters": (
         plot_accuracy_by_parameters,
-        "Accuracy after each round against the parameters transmitted so far: mean over seeds, and its 95 % interval.",
+        "Accuracy after each round against the parameters sent up to the judged models (all sent so far, where a run "
+        "did not count those): mean over seeds, and its 95 % interval.",
     ),
     "accuracy_per_client": (
         plot_accuracy_by_client,
@@ -408,7 +414,8 @@ def main() -> None:
         "--target",
         type=accuracy,
         metavar="ACC",
-        help=f"accuracy of the last column, a fraction (default: {100 * TARGET:.0f} %% of the best method's final one)",
+        help=f"accuracy of the last column, a fraction (default: {100 * TARGET:.0f} %% of the best method's final one, "
+        "above what local training reaches)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: FOLDER/report)")
     parser.add_argument(

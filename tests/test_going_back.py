@@ -15,7 +15,7 @@ from benchmarks import checkpoint
 from benchmarks.config import Settings
 from benchmarks.experiment import Experiment, Run
 from benchmarks.methods import find_method
-from benchmarks.record import ClientFigures, Totals
+from benchmarks.record import ClientFigures
 from data_partitions import prepare
 
 CLIENTS, ROUNDS = 3, 6
@@ -37,7 +37,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         run.sent["bytes_up"] += 100
         run.figures, run.received = dict(FIGURES), dict.fromkeys(range(CLIENTS), 0.5)
         run.recorder.ledger([(run.round, 0, "up", 25, 100)])
-        run.recorder.round(run.round, run.figures, run.received, Totals(**run.sent, **run.absent), 1.5)
+        run.record([])
         if run.round in (2, 4):
             folder = checkpoint.begin(settings.directory, run.round)
             for client in sorted(run.seen):

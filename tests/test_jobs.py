@@ -131,7 +131,7 @@ def test_summary_says_what_ran_and_what_came_out(job: Callable[..., Job], algo: 
     assert s.keys() == {
         *("algo", "label", "parameterization", "tuned", "dataset", "partition", "model", "seed", "rounds", "clients"),
         *("accuracy", "validation_accuracy", "accuracy_received_mean", "parameters_per_client_round", "transmitted"),
-        *("seconds", "shared_sha256", "partition_sha256", "versions", "moved", "absent"),
+        *("traffic_to_model", "seconds", "shared_sha256", "partition_sha256", "versions", "moved", "absent"),
     }
     experiment = (s["algo"], s["dataset"], s["partition"], s["model"], s["seed"], s["rounds"], s["clients"])
     assert experiment == (algo, "mnist5k", "dirichlet:0.5", "mlp", 0, ROUNDS, 10)
@@ -222,6 +222,32 @@ def test_every_parameter_and_byte_is_counted(
         assert len(entries) == (participants * ROUNDS if each else 0)
         assert all(int(entry["parameters"]) == each for entry in entries)
         assert sum(int(entry["bytes"]) for entry in entries) == sent
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [(1, PARTIAL), (11, ()), pytest.param(1, (*PARTIAL, *FAULTS), marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("algo", METHODS)
+def test_traffic_up_to_the_model_follows_from_the_ledger(
+    job: Callable[..., Job], algo: str, ranks: int, options: tuple[str, ...]
+) -> None:
+    out = job(ranks, *options).out
+    ledger = [entry for entry in rows(directory(out, algo) / "ledger.csv") if entry["direction"] != "move"]
+    table = rows(directory(out, algo) / "rounds.csv")
+    for row in table:
+        so_far = [entry for entry in ledger if int(entry["round"]) <= int(row["round"])]
+        trained = {entry["client"] for entry in so_far if entry["direction"] == "up"}
+        judged_as_received = 10 if algo == "fedavg" else 10 - len(trained)
+        for unit in ("parameters", "bytes") if PARAMETERS[algo] else ():
+            (downlink,) = {int(entry[unit]) for entry in so_far if entry["direction"] == "down"}  # all alike
+            uplinks = [int(e[unit]) for e in so_far if (e["direction"], e["round"]) == ("up", row["round"])]
+            total = sum(int(entry[unit]) for entry in so_far)
+            needed = judged_as_received * downlink if judged_as_received else -sum(uplinks)
+            assert int(row[f"{unit}_to_model"]) == total + needed, (unit, row["round"])
+    last = {unit: int(table[-1][f"{unit}_to_model"]) for unit in ("parameters", "bytes")}
+    assert summary(out, algo)["traffic_to_model"] == last
+    assert any(last.values()) == (algo != "local")
 
 
 # The wire

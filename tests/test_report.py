@@ -26,19 +26,23 @@ PROSE = ("index.html", "table.md")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def record(out, algo, seed, rounds, sent=100, received=None, sha=None, diverged=None, **changes):
+def record(out, algo, seed, rounds, sent=100, received=None, sha=None, diverged=None, judged_on="received", **changes):
     """Records a run of two clients.
 
-    ``rounds`` holds each round's accuracies; ``sent`` and ``received`` are parameters per client and round.
+    ``rounds`` holds each round's accuracies; ``sent`` and ``received`` are parameters per client and round. Judged on
+    what they received, both clients need one more downlink; on what they trained, no uplink of the last round.
     """
     config = {"algo": algo, "dataset": "mnist5k", "partition": "dirichlet:0.5", "clients": 2, "rounds": len(rounds)}
     config |= {"model": "mlp", "seed": seed, "hyper": {"lr": 0.1}} | changes
     received = sent if received is None else received
     recorder = Recorder(Path(out) / config["partition"] / algo / f"seed{seed}", config, lambda: Figure(figsize=(1, 1)))
-    figures, totals = {}, Totals(0, 0, 0, 0)
+    figures, totals = {}, Totals(0, 0, 0, 0, 0, 0)
+    to_model = 2 * received if judged_on == "received" else -2 * sent
     for number, accuracies in enumerate(rounds, 1):
         figures = {client: ClientFigures(a, 1 - a, 50, a) for client, a in enumerate(accuracies)}
-        totals = Totals(*(2 * number * n for n in (sent, received, 4 * sent, 4 * received)))
+        transmitted = [2 * number * n for n in (sent, received, 4 * sent, 4 * received)]
+        last = sum(transmitted[:2]) + to_model
+        totals = Totals(*transmitted, last, 4 * last)
         recorder.round(number, figures, {}, totals, float(number))
     summary = {key: value for key, value in config.items() if key != "hyper"}
     if diverged:
@@ -47,7 +51,8 @@ def record(out, algo, seed, rounds, sent=100, received=None, sha=None, diverged=
         summary["accuracy"] = summarize_clients({client: f.accuracy for client, f in figures.items()})
     summary |= {
         "parameters_per_client_round": {"up": sent, "down": received},
-        "transmitted": vars(totals),
+        "transmitted": {name: count for name, count in vars(totals).items() if name.endswith(("_up", "_down"))},
+        "traffic_to_model": {"parameters": totals.parameters_to_model, "bytes": totals.bytes_to_model},
         "partition_sha256": sha or f"partition {seed}",
     }
     recorder.finish(summary)
@@ -68,8 +73,9 @@ def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     for seed in range(3):
         record(out, "fedavg", seed, [(0.1, 0.3), (0.5, 0.7), (0.70 + 0.02 * seed, 0.90 + 0.02 * seed)])
-        record(out, "local", seed, [(0.5, 0.5), (0.6, 0.6), (0.74, 0.74)], sent=0)
-        record(out, "pfedpara", seed, [(0.4, 0.6), (0.8, 0.9), (0.85, 0.95)], sent=25, hyper={"lr": 0.1, "gamma": 0.5})
+        record(out, "local", seed, [(0.5, 0.5), (0.6, 0.6), (0.74, 0.74)], sent=0, judged_on="trained")
+        ours = {"sent": 25, "judged_on": "trained", "hyper": {"lr": 0.1, "gamma": 0.5}}
+        record(out, "pfedpara", seed, [(0.4, 0.6), (0.8, 0.9), (0.85, 0.95)], **ours)
     return out
 
 
@@ -112,7 +118,9 @@ def test_table_by_hand(runs):
         "bytes_down": [100, 400, 0],
         "transmitted": [2 * 2 * 3 * 25, 2 * 2 * 3 * 100, 0],
         "bytes": [4 * 300, 4 * 1200, 0],
-        "to_target": [300, np.nan, np.nan],  # 0.855: pfedpara has 0.85 in round 2, 0.90 in round 3
+        "to_model": [300 - 2 * 25, 1200 + 2 * 100, 0],
+        "bytes_to_model": [4 * 250, 4 * 1400, 0],
+        "to_target": [250, np.nan, np.nan],  # 0.855: pfedpara has 0.85 in round 2, 0.90 in round 3
     }
     for column, values in expected.items():
         assert table[column].tolist() == pytest.approx(values, nan_ok=True, abs=1e-9, rel=1e-6), column
@@ -121,7 +129,48 @@ def test_table_by_hand(runs):
 def test_parameters_to_a_given_target(runs):
     (comparison,) = compare(load([runs]), target=0.6)
     # Means over clients after rounds 1 and 2: fedavg 0.2, 0.6; local 0.5, 0.6; pfedpara 0.5, 0.85. So all need two.
-    assert comparison.table["to_target"].to_dict() == {"pfedpara": 200, "fedavg": 800, "local": 0}
+    # FedAvg's model takes one downlink more to each client, pFedPara's one uplink less.
+    assert comparison.table["to_target"].to_dict() == {"pfedpara": 200 - 50, "fedavg": 800 + 200, "local": 0}
+    assert comparison.notes[-1] == "Training alone reaches the target, 60.0 %: choose it above."
+
+
+def test_the_default_target_is_above_what_local_training_ever_reached(tmp_path):
+    # 95 % of 0.9 is 0.855, which local training reaches in round 1: the target is between its 0.88 and 0.9.
+    record(tmp_path, "local", 0, [(0.88, 0.88), (0.8, 0.8)], sent=0, judged_on="trained")
+    record(tmp_path, "fedavg", 0, [(0.88, 0.88), (0.9, 0.9)])
+    (comparison,) = compare(load([tmp_path]))
+    assert comparison.target == pytest.approx(0.89)
+    assert comparison.table["to_target"].to_dict() == pytest.approx({"fedavg": 1000, "local": np.nan}, nan_ok=True)
+    assert not any("choose it above" in note for note in comparison.notes)
+
+
+def test_without_a_method_better_than_local_there_is_no_target(tmp_path, monkeypatch, capsys):
+    record(tmp_path, "local", 0, [(0.9, 0.9)], sent=0, judged_on="trained")
+    record(tmp_path, "fedavg", 0, [(0.88, 0.88)])
+    (comparison,) = compare(load([tmp_path]))
+    assert np.isnan(comparison.target)
+    assert comparison.table["to_target"].isna().all()
+    status, shown, error = run_report(monkeypatch, capsys, tmp_path)
+    assert (status, error) == (0, "")
+    assert re.search(r"^fedavg .* –$", shown, re.MULTILINE)
+
+
+def test_runs_that_did_not_count_the_traffic_up_to_the_model_are_still_read(tmp_path, monkeypatch, capsys):
+    record(tmp_path, "fedavg", 0, [(0.4, 0.6), (0.5, 0.7)])
+    old = record(tmp_path, "fedper", 0, [(0.4, 0.6), (0.5, 0.7)])
+    summary = json.loads((old / "summary.json").read_text())
+    del summary["traffic_to_model"]
+    (old / "summary.json").write_text(json.dumps(summary))
+    pd.read_csv(old / "rounds.csv").iloc[:, :-2].to_csv(old / "rounds.csv", index=False)
+    (comparison,) = compare(load([tmp_path]))
+    assert comparison.table["transmitted"].to_dict() == {"fedavg": 800, "fedper": 800}
+    for column, counted in (("to_model", 1000), ("to_target", 1000)):
+        assert comparison.table[column].to_dict() == pytest.approx({"fedavg": counted, "fedper": np.nan}, nan_ok=True)
+    status, shown, error = run_report(monkeypatch, capsys, tmp_path)
+    assert (status, error) == (0, "")
+    assert "Run again to count what is sent up to the model, older runs did not: fedper." in shown
+    (axes,) = report.plot_accuracy_by_parameters(comparison, report.choose_looks([comparison])).axes
+    assert axes.get_xlabel() == "parameters sent so far, up and down, all clients"
 
 
 def test_below_local_pairs_runs_of_the_same_seed_and_partition_only(tmp_path):
@@ -147,8 +196,9 @@ def test_a_method_alone_has_dashes_where_there_is_nothing_to_compare_with(tmp_pa
         "clients below local %": "–",
         "parameters per client and round": "10 up, 30 down",
         "total sent": "80",
+        "sent up to the model": "140",
         "MB sent": "0",
-        "sent to reach 47.5 %": "80",
+        "sent to reach 47.5 %": "140",
     }
     assert comparison.notes == ["One seed, so no interval: fedper."]
 
@@ -212,12 +262,12 @@ def test_files_of_a_report(runs, tmp_path, monkeypatch, capsys):
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     table = pd.read_csv(out / "table.csv", index_col="method")
     assert table["to_target"].to_dict() == pytest.approx(
-        {"pfedpara": 200, "fedavg": 1200, "local": np.nan}, nan_ok=True
+        {"pfedpara": 150, "fedavg": 1400, "local": np.nan}, nan_ok=True
     )
     assert set(table["target"]) == {0.8}
     markdown = (out / "table.md").read_text().splitlines()
     cells = [line.strip("|").split("|") for line in markdown if line.startswith("|")]
-    assert {len(row) for row in cells} == {10}
+    assert {len(row) for row in cells} == {11}
     assert cells[3][:3] == [" fedavg ", " 3 ", " 82.0 ± 5.0 "]
 
 
@@ -234,7 +284,7 @@ def test_piped_text_is_aligned_and_narrow_and_needs_no_torch(runs):
     table = [line for line in lines if line.startswith(("method", "pfedpara", "fedavg", "local"))][:4]
     assert len(table) == 4
     assert len({len(line) for line in table}) == 1
-    assert len(table[0]) <= 90
+    assert len(table[0]) <= 100
 
 
 class Page(HTMLParser):
@@ -372,7 +422,7 @@ def test_plots_show_the_figures(runs):
     (axes,) = report.plot_accuracy_by_parameters(comparisons[0], looks).axes
     assert axes.get_xscale() == "log"
     curve = next(line for line in axes.lines if str(line.get_label()).startswith("pfedpara"))
-    assert curve.get_xdata().tolist() == [100, 200, 300]
+    assert curve.get_xdata().tolist() == [50, 150, 250]
     assert curve.get_ydata().tolist() == pytest.approx([0.5, 0.85, 0.9])
     assert curve.get_color() == looks["pfedpara"][0]
     accuracy, difference = report.plot_accuracy_by_client(comparisons[0], looks).axes

@@ -134,7 +134,7 @@ def write_checkpoint(directory: Path, number: int = 4) -> Path:
     checkpoint.save_client(folder, 1, {"p": torch.tensor([1.0, 2.0])})
     record = {
         **{"round": number, "partition_sha256": "abc", "seen": [1], "received": {1: 0.5}, "seconds": {"training": 1.5}},
-        **{"sent": {"bytes_up": 3}, "moved": {"bytes_move": 0}, "absent": {"late": 0}},
+        **{"sent": {"bytes_up": 3}, "to_model": {"bytes": 3}, "moved": {"bytes_move": 0}, "absent": {"late": 0}},
         "figures": {1: ClientFigures(0.5, float("nan"), 20, 0.25)},
         "tables": {"rounds.csv": Extent(9, "9" * 64)},
     }

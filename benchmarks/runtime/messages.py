@@ -21,6 +21,7 @@ from fedml.core.distributed.communication.message import Message
 from torch import Tensor
 
 from baselines.fedavg import all_finite
+from benchmarks.ledger import Entry
 
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS
 PARAMETERS = "parameters"
@@ -101,6 +102,15 @@ def encode(message: Message) -> tuple[np.ndarray, np.ndarray]:
     content = _PREFIX.pack(_MAGIC, len(text), len(body)) + text
     padded = content.ljust(-(-len(content) // HEADER_MULTIPLE) * HEADER_MULTIPLE)
     return np.frombuffer(padded, np.uint8), body
+
+
+def enter(message: Message, header: np.ndarray, body: np.ndarray) -> Entry | None:
+    """Returns what the ledger says of a message with this header and body; None where it has no client's tensors."""
+    direction = DIRECTION.get(message.get_type())
+    if direction is None or (tensors := message.get(TENSORS)) is None:
+        return None
+    parameters = message.get(PARAMETERS) or tensors.numel()
+    return Entry(message.get("round"), message.get("client"), direction, parameters, header.nbytes + body.nbytes)
 
 
 def parse_header(header: np.ndarray) -> tuple[bytes, int]:

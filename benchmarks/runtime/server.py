@@ -17,7 +17,7 @@ from benchmarks.experiment import Experiment, Run
 from benchmarks.ledger import Entry
 from benchmarks.record import ClientFigures
 from benchmarks.runtime.client import Node
-from benchmarks.runtime.messages import TENSORS, Kind, MessageError, flatten, unflatten
+from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter, flatten, unflatten
 from benchmarks.runtime.transport import MpiTransport
 from benchmarks.screen import Screen
 
@@ -169,7 +169,8 @@ class Server(Node):
             return
 
         folder = checkpoint.begin(run.settings.directory, run.round) if keep else None
-        self.ask_for_results(run, judge, folder)
+        new = self.downlink(run, run.round + 1) if judge else None
+        self.ask_for_results(run, new[1] if new else None, folder)
         while self.waiting:
             self.tick_off(message := (yield), run)
             self.take_results(message, run)
@@ -178,8 +179,8 @@ class Server(Node):
         run.seconds["evaluation"] += time.perf_counter() - now
         if run.diverged:
             return
-        if judge:
-            run.record()
+        if new:
+            run.record(self.due_downlinks(run, new[0]))
         if folder:
             run.keep(folder)
         self.screen.advance(run.round, run.figures, run.sent)
@@ -252,20 +253,28 @@ class Server(Node):
             raise MessageError(message, f"a parameter of client {client} is not finite")
         return samples, params
 
-    def ask_for_results(self, run: Run, judge: bool, folder: Path | None) -> None:
-        """Asks the workers for what they found out, and to ``judge`` clients or to write their states to ``folder``."""
+    def ask_for_results(self, run: Run, shared: Tensor | None, folder: Path | None) -> None:
+        """Asks the workers for what they found out.
+
+        They judge their clients on the new ``shared`` tensors (n,), where given, and write these clients' states into
+        ``folder``, where given.
+        """
         clients: dict[int, list[int]] = {worker: [] for worker in self.workers}
         untrained: dict[int, list[int]] = {worker: [] for worker in self.workers}
-        if judge:
+        if shared is not None:
             for client, worker in self.home.items():
                 clients[worker].append(client)
             for client in run.untrained():
                 untrained[self.home[client]].append(client)
-        shared = self.downlink(run, run.round + 1)[1] if judge else None
         for worker, own in clients.items():
             due = {"clients": own, "untrained": untrained[worker], "checkpoint": str(folder) if folder else None}
             self.send(Kind.EVALUATE, worker, shared, round=run.round, **due)
         self.waiting = {(Kind.RESULTS, worker) for worker in self.workers}
+
+    def due_downlinks(self, run: Run, packed: dict[str, Any]) -> list[Entry]:
+        """Returns what the ledger would say of the messages to all clients that are judged on what they receive."""
+        messages = [self.downlink_to(client, run, run.round + 1, packed) for client in run.untrained()]
+        return [entry for message in messages if (entry := enter(message, *encode(message)))]
 
     def take_results(self, message: Message, run: Run) -> None:
         try:

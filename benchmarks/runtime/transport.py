@@ -19,8 +19,8 @@ from fedml.core.distributed.communication.message import Message
 from fedml.core.distributed.communication.observer import Observer
 from mpi4py import MPI
 
-from benchmarks.ledger import Entry, Ledger
-from benchmarks.runtime.messages import DIRECTION, PARAMETERS, TENSORS, decode, encode, parse_header
+from benchmarks.ledger import Ledger
+from benchmarks.runtime.messages import decode, encode, enter, parse_header
 
 HEADER, BODY = 1, 3  # MPI tags
 SHORTEST_SLEEP, LONGEST_SLEEP, LONGEST_SLEEP_BY_DOORBELL = 5e-5, 2e-3, 5e-2  # seconds
@@ -60,9 +60,8 @@ class MpiTransport(BaseCommunicationManager):
     def send_message(self, msg: Message) -> None:
         """Starts sending and returns at once. The message's tensors must stay as they are until they have been sent."""
         header, body = encode(msg)
-        if (tensors := msg.get(TENSORS)) is not None and (direction := DIRECTION.get(msg.get_type())):
-            parameters, size = msg.get(PARAMETERS) or tensors.numel(), header.nbytes + body.nbytes
-            self.ledger.entries.append(Entry(msg.get("round"), msg.get("client"), direction, parameters, size))
+        if entry := enter(msg, header, body):
+            self.ledger.entries.append(entry)
         rank = msg.get_receiver_id() % self.comm.size
         if rank == self.comm.rank:
             self.arrived.append((header, body.copy()))
