@@ -32,5 +32,5 @@ case "${1:-}" in
   ;;
 esac
 out=$(python -c 'import sys; a = sys.argv; print(a[len(a) - a[::-1].index("--out")])' "${what[@]}" "$@")
-mpirun -np "${RANKS:-$(($(nproc) + 1))}" python benchmarks/run.py "${what[@]}" --resume "$@"
+mpirun -np "${RANKS:-$(($(nproc) + 1))}" python benchmarks/run.py "${what[@]}" "$@"
 python benchmarks/report.py "$out" "${report[@]}"

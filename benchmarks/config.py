@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.codec import UNQUANTIZED, Format
+from data_partitions.partitioners import parse
 
 # What a run does on the way, without any effect on its figures.
 CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "comm_timeout", "histograms"}
@@ -83,6 +84,17 @@ class Settings(BaseModel):
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
     tuned: list[str] = Field([], description="those of them that benchmarks/tuned.yaml says")
 
+    @field_validator("dataset")
+    @classmethod
+    def _canonical_dataset(cls, dataset: str) -> str:
+        kind, _, path = dataset.partition(":")
+        return f"{kind}:{Path(path)}" if path else dataset
+
+    @field_validator("partition")
+    @classmethod
+    def _canonical_partition(cls, partition: str) -> str:
+        return parse(partition).spec
+
     @model_validator(mode="after")
     def _participants(self) -> "Settings":
         if self.clients_per_round > self.clients:
@@ -110,11 +122,6 @@ class Settings(BaseModel):
         dataset = self.dataset if ":" not in self.dataset else Path(self.dataset.partition(":")[2]).stem
         return self.out / f"{dataset}-{self.partition}" / self.label / f"seed{self.seed}"
 
-    @property
-    def state_folder(self) -> Path | None:
-        """Where this run's private states are kept while it runs, or None for memory."""
-        return self.state_dir and self.state_dir / self.directory.relative_to(self.out)
-
     def record(self) -> dict[str, Any]:
         """Returns what tells this experiment from another, as plain values for ``config.yaml``."""
         return self.model_dump(mode="json", exclude=CONDUCT)
@@ -123,7 +130,7 @@ class Settings(BaseModel):
 def sentence(error: ValidationError) -> str:
     """Returns the first of pydantic's complaints as one sentence that names option and value."""
     first = error.errors()[0]
-    if not first["loc"]:
+    if first["type"] == "value_error":  # of a validator above
         return str(first["ctx"]["error"])
     option = str(first["loc"][0]).replace("_", "-")
     return f"--{option}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

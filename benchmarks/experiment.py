@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import ParametrizationList
 
 from baselines.fedavg import Params, all_finite
-from benchmarks import checkpoint
+from benchmarks import checkpoint, lock
 from benchmarks.config import Settings
 from benchmarks.ledger import Entry, totals, traffic_to_model
 from benchmarks.methods import build_trainer
@@ -30,11 +30,15 @@ MOVED = ("move",)
 
 
 class Experiment(NamedTuple):
-    """One run that is due: what to run, on which partition, and whether it goes on from its checkpoint."""
+    """One run: what to run, and on which partition."""
 
     settings: Settings
     store: Path
-    resume: bool
+    partition_sha256: str
+
+    def record(self) -> dict[str, Any]:
+        """Returns what tells this run from another, as plain values for ``config.yaml``."""
+        return self.settings.record() | {"partition_sha256": self.partition_sha256}
 
 
 def sample_clients(seed: int, number: int, clients: int, per_round: int) -> list[int]:
@@ -76,7 +80,7 @@ class Run:
 
     def __init__(self, experiment: Experiment) -> None:
         self.settings = settings = experiment.settings
-        self.store = open_store(experiment.store)
+        self.store = open_store(experiment.store, experiment.partition_sha256)
         trainer = build_trainer(settings, self.store)
         self.judged_on = trainer.judged_on
         self.aggregator = trainer.Aggregator(trainer.model, trainer.args)
@@ -103,15 +107,14 @@ class Run:
         self.trained: list[tuple[int, int, ClientFigures]] = []  # (round, client, figures) not yet in ``figures``
         self.saved = time.monotonic()  # when the last checkpoint was written
         self.restored: checkpoint.Checkpoint | None = None
-        if experiment.resume:
-            self.resume()
+        self.resume()
         if not self.restored:
             checkpoint.clear(settings.directory)
         kept = self.restored.record.tables if self.restored else None
-        self.recorder = Recorder(settings.directory, settings.record(), lambda: heat_map(self.store), kept)
+        self.recorder = Recorder(settings.directory, experiment.record(), lambda: heat_map(self.store), kept)
 
     def resume(self) -> None:
-        """Goes back to the newest checkpoint that can be used, and says which cannot."""
+        """Goes on from the newest checkpoint that can be used, if any, and says which cannot."""
         found, refused = checkpoint.newest(self.settings.directory, self.fresh_state, self.check)
         for sentence in refused:
             instead = f"going on from round {found.record.round}" if found else "starting from the beginning"
@@ -278,7 +281,7 @@ class Run:
         self.saved = time.monotonic()
 
     def finish(self, total_seconds: float) -> None:
-        """Writes the run's summary."""
+        """Writes the run's summary, and lets other jobs into its directory."""
         s, downloads = self.settings, self.round * self.per_round
         messages = {"up": max(downloads - sum(self.absent.values()), 1), "down": max(downloads, 1)}
         results: dict[str, Any] = {"accuracy": None, "validation_accuracy": None, "accuracy_received_mean": None}
@@ -313,8 +316,10 @@ class Run:
                 "seconds": self.seconds | {"total": total_seconds},
                 "shared_sha256": digest(self.aggregator.get_model_params()),
                 "partition_sha256": self.store.sha256,
+                "samples_sha256": self.store.recipe["samples_sha256"],
                 "versions": {"python": platform.python_version()}
                 | {package: version(package) for package in ("torch", "fedml", "numpy", "mpi4py")},
             }
         )
         self.recorder.close()
+        lock.release(s.directory)

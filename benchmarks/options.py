@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from baselines.fedavg import FedAvgTrainer
-from benchmarks import files
+from benchmarks import files, lock
 from benchmarks.config import Settings, sentence
 from benchmarks.experiment import Experiment
 from benchmarks.methods import METHODS, build_trainer, find_method
@@ -97,7 +97,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="[ALGO.]NAME=VALUE",
         help="any other hyper-parameter (--algo help lists them)",
     )
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint; skip what is finished")
+    p.add_argument("--overwrite", action="store_true", help="run anew what is finished or begun, instead of going on")
+    p.add_argument("--resume", action="store_true", help="go on where runs stopped, which is always done")
     p.add_argument("--verbose", action="store_true", help="show the libraries' warnings and log lines, and tracebacks")
     return p
 
@@ -179,7 +180,7 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
     found = []
     chosen, tuning_seeds = load_tuned(options.dataset, options.model)
     lists = (options.partition, options.seed, options.algo, options.parameterization, options.quantize)
-    for partition, seed, algo, weights, form in itertools.product(*map(dict.fromkeys, lists)):
+    for partition, seed, algo, weights, form in itertools.product(*lists):
         try:
             own = {"parameterization": find_method(algo, weights).parameterization, "quantize": form}
             settings = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
@@ -190,33 +191,72 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
         hyper, tuned = hyper_parameters(algo, weights, options, chosen.get(settings.variant, chosen.get(algo, {})))
         if tuned and settings.seed in tuning_seeds:
             raise UsageError(
-                f"--seed: benchmarks/{TUNED.name} chose {algo}'s {', '.join(tuned)} on seed {seed}, which no "
+                f"--seed: benchmarks/{TUNED.name} chose {algo}'s {', '.join(tuned)} on seed {settings.seed}, which no "
                 "result may use; take another seed, or say the value on the command line"
             )
         found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
-        check_partition(options.dataset, partition, found[-1].clients)
-    return found
+        check_partition(settings.dataset, settings.partition, settings.clients)
+    return list({settings.directory: settings for settings in found}.values())  # 00 is seed 0, .50 is α 0.5
 
 
-def check_directory(settings: Settings) -> None:
-    """Raises UsageError where the run's directory holds something else."""
-    directory, config = settings.directory, settings.directory / "config.yaml"
-    if not directory.exists():
-        return
+def is_due(experiment: Experiment, overwrite: bool) -> bool:
+    """Returns whether the run is to be made: it has not ended yet, or ``overwrite`` is asked for.
+
+    Raises UsageError where its directory holds something else; ``overwrite`` replaces another run, but no other files.
+    """
+    directory, config = experiment.settings.directory, experiment.settings.directory / "config.yaml"
     if not config.exists():
-        if any(directory.iterdir()):
+        begun = {lock.NAME, "config.yaml.partial"}  # what a job leaves that is killed at once
+        if directory.exists() and {path.name for path in directory.iterdir()} - begun:
             raise UsageError(f"{directory} holds files that are not a run's; choose another --out or remove them")
-        return
+        return True
+    ended, here = (directory / "summary.json").exists(), experiment.record()
     try:
-        there, here = files.read_yaml(config), settings.record()
+        there = files.read_yaml(config)
+        if ended:
+            there["partition_sha256"] = files.read_json(directory / "summary.json").get("partition_sha256")
     except ValueError as error:
         raise UsageError(f"{error}; choose another --out or remove {directory}") from None
-    if there != here:
+    there.setdefault("partition_sha256", here["partition_sha256"])  # runs of earlier versions
+    if there != here and not overwrite:
         key = next(key for key in {**here, **there} if there.get(key, "nothing") != here.get(key, "nothing"))
+        what = "a run on other data or another partition" if key == "partition_sha256" else "a different experiment"
         raise UsageError(
-            f"{directory} holds a different experiment ({key!s:.40}: {there.get(key)!s:.200} there, {here.get(key)} "
-            "here); choose another --out or remove it"
+            f"{directory} holds {what} ({key!s:.40}: {there.get(key)!s:.200} there, {here.get(key)} here); "
+            "choose another --out or replace it with --overwrite"
         )
+    return overwrite or not ended
+
+
+def take_up(experiments: list[Experiment], overwrite: bool) -> list[Experiment]:
+    """Returns the runs that are due, each with its directory locked, and empty with ``overwrite``.
+
+    Raises UsageError, with nothing touched, where one of them cannot be taken up.
+    """
+    due = [experiment for experiment in experiments if is_due(experiment, overwrite)]
+    try:
+        for experiment in due:
+            lock.hold(experiment.settings.directory)
+        for experiment in list(due):
+            if not is_due(experiment, overwrite):  # it has ended just now
+                due.remove(experiment)
+                lock.release(experiment.settings.directory)
+    except (OSError, UsageError) as error:
+        for experiment in due:
+            lock.release(experiment.settings.directory)
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise UsageError(
+            f"another job writes into {error.filename} ({error.strerror}); wait for its end or choose another --out"
+        ) from None
+    for experiment in due if overwrite else ():
+        content = experiment.settings.directory.iterdir()
+        for path in sorted(content, key=lambda path: path.name == "config.yaml"):  # a run's, until all else is gone
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != lock.NAME:
+                path.unlink()
+    return due
 
 
 def check_writable(folder: Path) -> None:
@@ -229,36 +269,34 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"--out: cannot write to {folder}: {os.strerror(error.errno or 0)}") from None
 
 
-def plan(options: argparse.Namespace) -> list[Experiment]:
+def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
     """Checks all that was asked for, prepares the partitions and clears the way for each run.
 
-    Returns the experiments that are due. Raises UsageError or DataError before anything of an earlier run is touched.
+    Returns the experiments that are due, and the directories of those that have ended before. Raises UsageError or
+    DataError before anything of an earlier run is touched.
     """
     wanted = settings_of(options)
     if wanted[0].device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: torch finds no GPU for cuda here; take cpu")
     check_writable(Path(options.out))
-    for settings in wanted:
-        check_directory(settings)
     stores: dict[tuple[str, int], Path] = {}  # verifying one reads all its samples, and every method shares it
     for s in wanted:
         if (s.partition, s.seed) not in stores:
             stores[s.partition, s.seed] = prepare(
                 s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction
             )
-    experiments = [Experiment(s, stores[s.partition, s.seed], options.resume) for s in wanted]
+    experiments = []
     trainers: dict[tuple[str, str], FedAvgTrainer] = {}
-    for s, path, _ in experiments:
+    for s in wanted:
         try:
-            with open_store(path) as opened:
+            with open_store(stores[s.partition, s.seed]) as opened:
+                experiments.append(Experiment(s, stores[s.partition, s.seed], opened.sha256))
                 if (s.label, s.partition) not in trainers:
                     trainers[s.label, s.partition] = build_trainer(s, opened)
                 for samples in opened.sizes("train").tolist():
                     trainers[s.label, s.partition].check_client(samples)
         except ValueError as error:
             raise UsageError(f"{s.label}: {error}") from None
-    if options.resume:
-        return [e for e in experiments if not (e.settings.directory / "summary.json").exists()]
-    for experiment in experiments:
-        shutil.rmtree(experiment.settings.directory, ignore_errors=True)
-    return experiments
+    due = take_up(experiments, options.overwrite)
+    locked = [experiment.settings.directory for experiment in due]
+    return due, [s.directory for s in wanted if s.directory not in locked]

@@ -252,6 +252,7 @@ class Recorder:
         text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
         outcome = "diverged" if "diverged" in summary else "finished"
         values = {**self.config, **self.config.get("hyper", {}), "label": summary.get("label"), "outcome": outcome}
+        values.pop("partition_sha256", None)  # a column as wide as all others
         values = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
         values = {key: printable(value) if isinstance(value, str) else value for key, value in values.items()}
         # Not add_hparams: it opens a second run, and TensorBoard takes the columns of the page from whichever run's

@@ -38,11 +38,15 @@ def plan() -> list["Experiment"]:
         chosen = options.parser().parse_args()
         if "help" in chosen.algo:
             print(options.explain_methods())
-        elif experiments := options.plan(chosen):
-            print(options.explain_tuning(experiments), flush=True)
-            return experiments
         else:
-            print(printable(f"every run asked for is finished in {chosen.out}"))
+            due, finished = options.plan(chosen)
+            if finished:
+                print("finished before and kept (--overwrite runs anew):", flush=True)
+            for directory in finished:
+                print(printable(f"  {directory}"), flush=True)
+            if due:
+                print(options.explain_tuning(due), flush=True)
+            return due
     except (options.UsageError, DataError) as error:
         process.fail(str(error), 2)
     except SystemExit:  # --help

@@ -41,6 +41,7 @@ from benchmarks.models import MODELS
 from benchmarks.options import TUNED, Parser, UsageError
 from benchmarks.terminal import printable
 from data_partitions import DataError, open_store, prepare
+from data_partitions.partitioners import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM_TRIALS = 2  # after the defaults and before the Gaussian process has something to go by
@@ -88,7 +89,7 @@ def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argpa
     ranks = str((os.cpu_count() or 1) + 1)
     command = ["mpirun", "-np", ranks, sys.executable, "benchmarks/run.py", "--dataset", options.dataset]
     command += ["--data-dir", str(options.data_dir), "--model", options.model, "--rounds", str(options.rounds)]
-    command += ["--partition", *options.partition, "--seed", *map(str, options.seed), "--out", str(out), "--resume"]
+    command += ["--partition", *options.partition, "--seed", *map(str, options.seed), "--out", str(out)]
     command += ["--eval-every", "0", "--checkpoint-every", "0", "--algo", *(t.settings.algo for t in tunings)]
     command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
     command += ["--set"]
@@ -207,6 +208,8 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         options = parser().parse_args()
+        options.partition = list(dict.fromkeys(parse(spec).spec for spec in options.partition))
+        options.seed = list(dict.fromkeys(options.seed))
         if options.trials < 1:
             raise UsageError(f"--trials: at least 1, got {options.trials}")
         tune(options)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from benchmarks import checkpoint
+from benchmarks import checkpoint, options
 from benchmarks.config import Settings
 from benchmarks.experiment import Experiment, Run
 from benchmarks.methods import find_method
 from benchmarks.record import ClientFigures
-from data_partitions import prepare
+from data_partitions import open_store, prepare
 
 CLIENTS, ROUNDS = 3, 6
 FIGURES = {client: ClientFigures(0.5, 1.0, 20, 0.25) for client in range(CLIENTS)}
@@ -31,7 +31,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         hyper=find_method("pfedme").Hyper().model_dump(),
     )
     store = prepare(settings.dataset, settings.data_dir, settings.partition, CLIENTS, 0, out / "data", 0.1)
-    run = Run(Experiment(settings, store, resume=False))
+    with open_store(store) as opened:
+        experiment = Experiment(settings, store, opened.sha256)
+    run = Run(experiment)
     run.seen = {0, 2}
     for run.round in range(1, 6):
         run.sent["bytes_up"] += 100
@@ -44,7 +46,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
                 checkpoint.save_client(folder, client, run.fresh_state)
             run.keep(folder)
     run.recorder.close()
-    return Experiment(settings, store, resume=True)
+    return experiment
 
 
 @pytest.fixture
@@ -149,5 +151,6 @@ def test_a_torn_table_is_named_and_cut_at_the_checkpoint_that_it_reaches(
 
 
 def test_a_run_that_begins_anew_leaves_no_checkpoint_to_go_on_from(again: Experiment) -> None:
-    assert go_on(again._replace(resume=False))[0] == 0
+    options.take_up([again], overwrite=True)
+    assert go_on(again)[0] == 0
     assert go_on(again)[0] == 0

@@ -131,7 +131,8 @@ def test_summary_says_what_ran_and_what_came_out(job: Callable[..., Job], algo: 
     assert s.keys() == {
         *("algo", "label", "parameterization", "tuned", "dataset", "partition", "model", "seed", "rounds", "clients"),
         *("accuracy", "validation_accuracy", "accuracy_received_mean", "parameters_per_client_round", "transmitted"),
-        *("traffic_to_model", "seconds", "shared_sha256", "partition_sha256", "versions", "moved", "absent"),
+        *("traffic_to_model", "seconds", "shared_sha256", "partition_sha256", "samples_sha256", "versions", "moved"),
+        "absent",
     }
     experiment = (s["algo"], s["dataset"], s["partition"], s["model"], s["seed"], s["rounds"], s["clients"])
     assert experiment == (algo, "mnist5k", "dirichlet:0.5", "mlp", 0, ROUNDS, 10)
@@ -145,7 +146,7 @@ def test_summary_says_what_ran_and_what_came_out(job: Callable[..., Job], algo: 
     assert s["transmitted"].keys() == {"parameters_up", "parameters_down", "bytes_up", "bytes_down"}
     assert s["seconds"].keys() == {"startup", "training", "evaluation", "total"}
     assert 0 < s["seconds"]["startup"] + s["seconds"]["training"] + s["seconds"]["evaluation"] <= s["seconds"]["total"]
-    assert all(re.fullmatch("[0-9a-f]{64}", s[key]) for key in ("shared_sha256", "partition_sha256"))
+    assert all(re.fullmatch("[0-9a-f]{64}", s[key]) for key in ("shared_sha256", "partition_sha256", "samples_sha256"))
     assert {"torch", "fedml", "numpy"} <= s["versions"].keys()
 
 

@@ -81,7 +81,7 @@ def test_what_was_chosen_on_dense_weights_serves_where_others_were_not_tuned(tun
 
 
 def test_runs_say_which_values_are_tuned(tuned: Path) -> None:
-    experiments = [options.Experiment(s, Path("store"), False) for s in settings()]
+    experiments = [options.Experiment(s, Path("store"), "0") for s in settings()]
     assert options.explain_tuning(experiments) == (
         "tuned on validation data (benchmarks/tuned.yaml): fedavg (lr); not tuned: local"
     )

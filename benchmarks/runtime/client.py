@@ -4,10 +4,10 @@ A client's private state lies with the worker that trained it last, in memory or
 worker trains it next.
 """
 
-import shutil
 from collections.abc import Iterator, MutableMapping
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,35 +63,46 @@ class Node(FedMLCommManager):
         self.send_message(self.message(kind, receiver, tensors, **params))
 
 
-class StateFolder(MutableMapping[int, Params]):
-    """Private states by client, a file each, so that memory holds only the one in use."""
+class StateFile(MutableMapping[int, Params]):
+    """Private states by client, in a file, so that memory holds only the one in use.
+
+    The file has no name: no other job finds it, and nothing of it stays, however this process ends. All states have
+    the same tensors and so the same size: each takes a slot.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Empties ``folder``: a run that is resumed takes the states from its checkpoint."""
-        shutil.rmtree(folder, ignore_errors=True)
+        """Raises OSError where ``folder`` cannot hold a file."""
         with files.naming(folder):
-            folder.mkdir(parents=True)
-        self.folder, self.clients = folder, set[int]()
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = TemporaryFile(dir=folder)  # noqa: SIM115
+        self.folder, self.size = folder, 0
+        self.slots: dict[int, int] = {}  # by client
+        self.free: list[int] = []  # slots of clients that moved away
 
     def __setitem__(self, client: int, state: Params) -> None:
+        content = save(state)
+        self.size = self.size or len(content)
+        if len(content) != self.size:
+            raise ValueError(f"the private state of client {client} has {len(content)} bytes, others {self.size}")
+        if client not in self.slots:
+            self.slots[client] = self.free.pop() if self.free else len(self.slots)
         with files.naming(self.folder):
-            (self.folder / f"{client}.safetensors").write_bytes(save(state))
-        self.clients.add(client)
+            self.file.seek(self.slots[client] * self.size)
+            self.file.write(content)
+            self.file.flush()
 
     def __getitem__(self, client: int) -> Params:
-        if client not in self.clients:
-            raise KeyError(client)
-        return load((self.folder / f"{client}.safetensors").read_bytes())
+        self.file.seek(self.slots[client] * self.size)
+        return load(self.file.read(self.size))
 
     def __delitem__(self, client: int) -> None:
-        self.clients.remove(client)
-        (self.folder / f"{client}.safetensors").unlink()
+        self.free.append(self.slots.pop(client))
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.clients)
+        return iter(self.slots)
 
     def __len__(self) -> int:
-        return len(self.clients)
+        return len(self.slots)
 
 
 class Worker(Node):
@@ -117,7 +128,7 @@ class Worker(Node):
 
     def set_up(self, message: Message) -> None:
         """Opens the experiment's partition, builds the model, and takes the clients' states from a checkpoint."""
-        self.states.clear()  # of the experiment before
+        self.states = {}  # lets go of those of the experiment before
         experiment = self.experiments[message.get("experiment")]
         self.store = open_store(experiment.store, message.get("partition_sha256"))
         self.settings = experiment.settings
@@ -126,8 +137,7 @@ class Worker(Node):
         self.trainer = build_trainer(self.settings, self.store, self.device)
         self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
         self.fresh_state = self.trainer.get_private_state()
-        folder = experiment.settings.state_folder
-        self.states = StateFolder(folder / f"worker{self.rank}") if folder else {}
+        self.states = StateFile(self.settings.state_dir) if self.settings.state_dir else {}
         for client, sha256 in message.get("states"):
             self.busy = f"checkpoint {message.get('checkpoint')}"
             folder = Path(message.get("checkpoint"))
@@ -140,7 +150,6 @@ class Worker(Node):
         self.send(Kind.READY, 0)
 
     def finish_all(self, message: Message) -> None:
-        self.states.clear()
         self.com_manager.stop_receive_message()
 
     def load(self, client: int, split: str) -> TensorDataset:
