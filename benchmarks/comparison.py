@@ -2,13 +2,12 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ValidationError
 from scipy.special import stdtrit
 
@@ -20,6 +19,9 @@ TARGET = 0.95
 
 REFERENCE = "pfedpara"
 """The method that all are compared with, seed by seed."""
+
+OWN = {"algo", "parameterization", "quantize", "quantize_down", "hyper", "tuned", "seed", "partition_sha256"}
+"""The settings in which the runs of one comparison may differ."""
 
 
 class ReportError(Exception):
@@ -35,11 +37,18 @@ class Run(NamedTuple):
     # to be sent until the judged models are on the clients; NaN where the run did not count them).
     rounds: pd.DataFrame
     settings: dict[str, Any]  # config.yaml
+    apart: str = ""  # the hyper-parameters that set it apart from other runs of its method, such as ",gamma=0.1"
 
     @property
     def algo(self) -> str:
         """The method, with what else was chosen that is not its own."""
-        return self.summary["label"]
+        return self.summary["label"] + self.apart
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What all runs of one comparison have in common: the data, and every setting that is not in OWN."""
+        data = str(self.summary.get("samples_sha256", "unknown"))[:12]
+        return {"data": data} | {key: value for key, value in self.settings.items() if key not in OWN}
 
     @property
     def partition(self) -> tuple[int, str]:
@@ -48,10 +57,11 @@ class Run(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The methods on one data set and partition."""
+    """The methods on one data set and partition, under the same conditions."""
 
     dataset: str
     partition: str
+    apart: str  # the conditions that set it apart from other comparisons on the same
     shared: str  # model, clients, rounds and seeds, in words
     table: pd.DataFrame  # indexed by method, best first: the columns of `tabulate`, and diverged, seeds
     target: float  # accuracy, a fraction
@@ -61,7 +71,7 @@ class Comparison(NamedTuple):
 
     @property
     def title(self) -> str:
-        return f"{self.dataset}, {self.partition}"
+        return ", ".join(filter(None, (self.dataset, self.partition, self.apart)))
 
     @property
     def name(self) -> str:
@@ -74,18 +84,10 @@ def load(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise ReportError(f"there is no folder {folder}")
-    runs: dict[tuple[Any, ...], Run] = {}
-    for path in sorted({path for folder in folders for path in folder.rglob("summary.json")}):
-        run = _load_run(path.parent)
-        key = tuple(run.summary[name] for name in ("dataset", "partition", "label", "seed"))
-        if key in runs:
-            raise ReportError(
-                f"{runs[key].folder} and {run.folder} hold the same method, partition and seed: name one of them only"
-            )
-        runs[key] = run
-    if not runs:
+    found = sorted({path.parent for folder in folders for path in folder.rglob("summary.json")})
+    if not found:
         raise ReportError(f"no run in {', '.join(map(str, folders))} has ended: there is no summary.json")
-    return list(runs.values())
+    return [_load_run(folder) for folder in found]
 
 
 def find_unfinished(folders: Sequence[Path]) -> list[Path]:
@@ -131,15 +133,28 @@ def _load_run(folder: Path) -> Run:
         first = error.errors(include_input=False)[0]
         wrong = ".".join(map(str, first["loc"]))[:80]
         raise ReportError(f"{folder / 'summary.json'} cannot be used: {wrong}: {first['msg']}") from None
+    if not isinstance(config.get("hyper", {}), dict):
+        raise ReportError(f"{folder / 'config.yaml'} cannot be used: hyper holds no names and values")
     summary.setdefault("label", summary["algo"])
-    columns = ["round", "accuracy_mean", "parameters_up", "parameters_down"]
+    return Run(folder, summary, _load_rounds(folder / "rounds.csv"), config)
+
+
+def _load_rounds(path: Path) -> pd.DataFrame:
+    needed = {"round", "accuracy_mean", "parameters_up", "parameters_down"}
+    known = needed | {"parameters_to_model"}
     try:
-        recorded = pd.read_csv(folder / "rounds.csv")
-        rounds = recorded[columns].assign(to_model=recorded.get("parameters_to_model", np.nan))
+        text = pd.read_csv(path, usecols=lambda name: name in known, dtype=str, skip_blank_lines=False)
+        rounds = pd.DataFrame({name: pd.to_numeric(text[name], errors="coerce") for name in needed.union(text)})
     except (OSError, ValueError, KeyError) as error:
-        raise ReportError(f"{folder / 'rounds.csv'} cannot be read: {' '.join(str(error).split())}") from error
+        raise ReportError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    wrong = rounds.isna().any(axis=1) | (rounds["round"].diff() <= 0)
+    if wrong.any():
+        row = int(wrong.idxmax())
+        values = ", ".join(f"{name} {text[name][row]!s:.40}" for name in text)
+        raise ReportError(f"{path}, line {row + 2}, is no row of a round that follows the one before: {values}")
+    rounds["to_model"] = rounds.get("parameters_to_model", np.nan)
     rounds["parameters"] = rounds["parameters_up"] + rounds["parameters_down"]
-    return Run(folder, summary, rounds, config)
+    return rounds
 
 
 def half_interval(values: Sequence[float]) -> float:
@@ -217,7 +232,7 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
     columns += ["parameters_per_client_round.down"]
     columns += [f"transmitted.{what}_{way}" for what in ("parameters", "bytes") for way in ("up", "down")]
-    flat = pd.json_normalize([run.summary for finished in runs.values() for run in finished])
+    flat = pd.json_normalize([run.summary | {"label": run.algo} for finished in runs.values() for run in finished])
     to_model = ["traffic_to_model.parameters", "traffic_to_model.bytes"]
     seeds = flat.reindex(columns=["label", *columns, *to_model]).groupby("label")
     mean = seeds[columns].mean()
@@ -264,13 +279,12 @@ def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataF
     return table.sort_values("accuracy", ascending=False, kind="stable"), target
 
 
-def arrange(comparison: Comparison) -> dict[tuple[str, str, str], str]:
-    """Returns the method of the table by optimizer, parameterization and bits on the uplink, where one finished."""
+def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
+    """Returns the method of the table by optimizer, parameterization, bits up and bits down, where one finished."""
     found = {}
     for method, (run, *_) in comparison.runs.items():
-        summary, settings = run.summary, run.settings
-        key = summary["algo"], summary.get("parameterization", "dense"), settings.get("quantize", "32")
-        found[key] = method
+        bits = (run.settings.get(key, "32") for key in ("quantize", "quantize_down"))
+        found[run.summary["algo"] + run.apart, run.summary.get("parameterization", "dense"), *bits] = method
     return found
 
 
@@ -282,20 +296,17 @@ def take_notes(ended: dict[str, list[Run]], finished: dict[str, list[Run]]) -> l
             if d := run.summary.get("diverged"):
                 place = f"round {d['round']}, {whose(d['client'])}, learning rate {d['lr']:g}"
                 notes.append(f"{algo}, seed {run.summary['seed']}, diverged ({place}): {d['reason']}.")
-        if len({yaml.safe_dump(run.settings | {"seed": 0}) for run in runs}) > 1:
-            notes.append(f"The seeds of {algo} ran with different settings.")
     if uncounted := [algo for algo, runs in finished.items() if any("traffic_to_model" not in r.summary for r in runs)]:
         notes.append(f"Run again to count what is sent up to the model, older runs did not: {', '.join(uncounted)}.")
     if single := [algo for algo, runs in finished.items() if len(runs) == 1]:
         notes.append(f"One seed, so no interval: {', '.join(single)}.")
-    for what, key in {"seeds": "seed", "rounds": "rounds", "models": "model", "numbers of clients": "clients"}.items():
-        values: dict[str, list[str]] = {}
-        for algo, runs in finished.items():
-            if runs:
-                values.setdefault(_values(runs, key), []).append(algo)
-        if len(values) > 1:
-            parts = [f"{value} ({', '.join(algos)})" for value, algos in values.items()]
-            notes.append(f"Different {what}: {'; '.join(parts)}.")
+    seeds: dict[str, list[str]] = {}
+    for algo, runs in finished.items():
+        if runs:
+            seeds.setdefault(_values(runs, "seed"), []).append(algo)
+    if len(seeds) > 1:
+        parts = [f"{found} ({', '.join(algos)})" for found, algos in seeds.items()]
+        notes.append(f"Different seeds: {'; '.join(parts)}.")
     partitions = {run.partition for runs in ended.values() for run in runs}
     contents: dict[int, set[str]] = {}
     for seed, content in sorted(partitions):
@@ -313,7 +324,8 @@ def _values(runs: Iterable[Run], key: str) -> str:
 
 def command(runs: list[Run]) -> str:
     """Returns the command line that gives one method's ``runs`` again."""
-    options = {key: value for key, value in runs[0].settings.items() if key not in ("hyper", "tuned")}
+    no_options = ("hyper", "tuned", "partition_sha256")
+    options = {key: value for key, value in runs[0].settings.items() if key not in no_options}
     options["seed"] = _values(runs, "seed").split()
     options["set"] = [f"{key}={value}" for key, value in runs[0].settings.get("hyper", {}).items()]
     words = ["python", "benchmarks/run.py"]
@@ -324,28 +336,84 @@ def command(runs: list[Run]) -> str:
     return shlex.join(words)
 
 
+def tell_apart(several: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns the entries of each mapping that are not the same in all, as "name=value"."""
+    names = [name for name in dict.fromkeys(name for each in several for name in each) if _differ(several, name)]
+    return [[f"{name}={each[name]!s:.40}" if name in each else f"no {name}" for name in names] for each in several]
+
+
+def _differ(several: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(name not in each or each[name] != several[0].get(name) for each in several)
+
+
+def name_methods(runs: list[Run]) -> list[Run]:
+    """Returns the runs, those of one method with different hyper-parameters under names that tell them apart."""
+    named = []
+    for label in sorted({run.algo for run in runs}):
+        alike = [run for run in runs if run.algo == label]
+        texts = tell_apart([run.settings.get("hyper", {}) for run in alike])
+        for run, text in zip(alike, texts, strict=True):
+            named.append(run._replace(apart="".join(f",{each}" for each in text)))
+    return named
+
+
+def count_once(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Returns the runs without those that repeat another one, and a note for each of these.
+
+    Raises ReportError where the same run came out differently.
+    """
+    kept: dict[tuple[str, int], Run] = {}
+    notes = []
+    for run in runs:
+        first = kept.setdefault((run.algo, run.summary["seed"]), run)
+        if first is run:
+            continue
+        if any(first.summary.get(key) != run.summary.get(key) for key in ("accuracy", "partition_sha256")):
+            raise ReportError(
+                f"{first.folder} and {run.folder} hold the same method, partition and seed with different results: "
+                "name one of them only"
+            )
+        notes.append(f"{run.folder} repeats {first.folder} and is counted once.")
+    return list(kept.values()), notes
+
+
 def compare(runs: Iterable[Run], target: float | None = None) -> list[Comparison]:
-    """Returns a comparison for each data set and partition.
+    """Returns a comparison for each data set and partition, and for each choice of what is no method's own.
 
     ``target`` is an accuracy, the same for all; None has ``choose_target`` take one in each.
+    Raises ReportError where two runs contradict each other.
     """
-    groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
-    for run in sorted(runs, key=lambda run: (run.algo, run.summary["seed"])):
-        group = groups.setdefault((run.summary["dataset"], run.summary["partition"]), {})
-        group.setdefault(run.algo, []).append(run)
+    places: dict[tuple[str, str], list[tuple[dict[str, Any], list[Run]]]] = {}
+    for run in runs:
+        groups = places.setdefault((run.summary["dataset"], run.summary["partition"]), [])
+        group = next((group for conditions, group in groups if conditions == run.conditions), None)
+        if group is None:
+            groups.append((run.conditions, group := []))
+        group.append(run)
     found = []
-    for (dataset, partition), ended in sorted(groups.items()):
-        finished = {algo: [run for run in runs if run.summary["accuracy"]] for algo, runs in ended.items()}
-        table, reached = tabulate(finished, target)
-        every = [run for runs in ended.values() for run in runs]
-        table.insert(1, "diverged", [len(ended[algo]) - len(finished[algo]) for algo in table.index])
-        shared = "{}, {} clients, {} rounds, seeds {}".format(
-            *(_values(every, key) for key in ("model", "clients", "rounds", "seed"))
-        )
-        order = {algo: finished[algo] for algo in table.index if finished[algo]}
-        commands = [command(ended[algo]) for algo in table.index]
-        notes = take_notes(ended, finished)
-        if reached <= reached_alone(finished.get("local", [])):
-            notes.append(f"Training alone reaches the target, {100 * reached:.1f} %: choose it above.")
-        found.append(Comparison(dataset, partition, shared, table, reached, notes, order, commands))
+    for (dataset, partition), groups in sorted(places.items()):
+        apart = tell_apart([conditions for conditions, _ in groups])
+        for text, (_, group) in zip(apart, groups, strict=True):
+            once, repeated = count_once(name_methods(group))
+            found.append(_compare(dataset, partition, ", ".join(text), once, target, repeated))
     return found
+
+
+def _compare(
+    dataset: str, partition: str, apart: str, runs: list[Run], target: float | None, notes: list[str]
+) -> Comparison:
+    ended: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.algo, run.summary["seed"])):
+        ended.setdefault(run.algo, []).append(run)
+    finished = {algo: [run for run in found if run.summary["accuracy"]] for algo, found in ended.items()}
+    table, reached = tabulate(finished, target)
+    table.insert(1, "diverged", [len(ended[algo]) - len(finished[algo]) for algo in table.index])
+    shared = "{}, {} clients, {} rounds, seeds {}".format(
+        *(_values(runs, key) for key in ("model", "clients", "rounds", "seed"))
+    )
+    order = {algo: finished[algo] for algo in table.index if finished[algo]}
+    commands = [command(ended[algo]) for algo in table.index]
+    notes = take_notes(ended, finished) + notes
+    if reached <= reached_alone(finished.get("local", [])):
+        notes.append(f"Training alone reaches the target, {100 * reached:.1f} %: choose it above.")
+    return Comparison(dataset, partition, apart, shared, table, reached, notes, order, commands)

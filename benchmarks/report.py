@@ -119,20 +119,21 @@ def wording_of_grid(comparison: Comparison) -> pd.DataFrame:
     """Returns a row for each optimizer and a column for each choice of weights and bits: accuracy, and MB sent."""
     found = arrange(comparison)
     order = {"dense": 0, "lowrank": 1, "fedpara": 2, "pfedpara": 3}
-    optimizers = sorted(dict.fromkeys(optimizer for optimizer, _, _ in found))
+    optimizers = sorted({optimizer for optimizer, *_ in found})
     columns = sorted(
-        {(weights, bits) for _, weights, bits in found}, key=lambda c: (order[c[0]], -int(c[1].lstrip("float")))
+        {tuple(column) for _, *column in found}, key=lambda c: (order[c[0]], *(-int(b.lstrip("float")) for b in c[1:]))
     )
     rows = []
     for optimizer in optimizers:
         row = {"optimizer": optimizer}
-        for weights, bits in columns:
+        for weights, up, down in columns:
             cell = NONE
-            if method := found.get((optimizer, weights, bits)):
+            if method := found.get((optimizer, weights, up, down)):
                 figures = comparison.table.loc[method]
                 half = "" if np.isnan(figures["half_interval"]) else f" ± {percent(figures['half_interval'])}"
                 cell = f"{percent(figures['accuracy'])}{half} ({megabytes(figures['bytes'])} MB)"
-            row[f"{weights}, {bits} bits" if bits.isdigit() else f"{weights}, {bits}"] = cell
+            way_up, way_down = (f"{form} bits" if form.isdigit() else form for form in (up, down))
+            row[f"{weights}, {way_up}" + (f" up, {way_down} down" if down != "32" else "")] = cell
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -375,8 +376,9 @@ def write(
         markdown += [*markdown_rows(words), ""]
         markdown += [f"- {markdown_text(note)}" for note in comparison.notes] + [""] * bool(comparison.notes)
         markdown += [] if costs.empty else [*markdown_rows(costs), ""]
-    table = pd.concat({(c.dataset, c.partition): c.table.assign(target=c.target) for c in comparisons})
-    table.to_csv(out / "table.csv", index_label=["dataset", "partition", "method"], errors="backslashreplace")
+    table = pd.concat({(c.dataset, c.partition, c.apart): c.table.assign(target=c.target) for c in comparisons})
+    levels = ["dataset", "partition", "settings", "method"]
+    table.to_csv(out / "table.csv", index_label=levels, errors="backslashreplace")
     (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

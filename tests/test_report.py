@@ -26,7 +26,19 @@ PROSE = ("index.html", "table.md")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def record(out, algo, seed, rounds, sent=100, received=None, sha=None, diverged=None, judged_on="received", **changes):
+def record(
+    out,
+    algo,
+    seed,
+    rounds,
+    sent=100,
+    received=None,
+    sha=None,
+    diverged=None,
+    judged_on="received",
+    data=None,
+    **changes,
+):
     """Records a run of two clients.
 
     ``rounds`` holds each round's accuracies; ``sent`` and ``received`` are parameters per client and round. Judged on
@@ -35,7 +47,9 @@ def record(out, algo, seed, rounds, sent=100, received=None, sha=None, diverged=
     config = {"algo": algo, "dataset": "mnist5k", "partition": "dirichlet:0.5", "clients": 2, "rounds": len(rounds)}
     config |= {"model": "mlp", "seed": seed, "hyper": {"lr": 0.1}} | changes
     received = sent if received is None else received
-    recorder = Recorder(Path(out) / config["partition"] / algo / f"seed{seed}", config, lambda: Figure(figsize=(1, 1)))
+    settings = {key: value for key, value in config.items() if key != "label"}
+    folder = Path(out) / config["partition"] / algo / f"seed{seed}"
+    recorder = Recorder(folder, settings, lambda: Figure(figsize=(1, 1)))
     figures, totals = {}, Totals(0, 0, 0, 0, 0, 0)
     to_model = 2 * received if judged_on == "received" else -2 * sent
     for number, accuracies in enumerate(rounds, 1):
@@ -55,6 +69,8 @@ def record(out, algo, seed, rounds, sent=100, received=None, sha=None, diverged=
         "traffic_to_model": {"parameters": totals.parameters_to_model, "bytes": totals.bytes_to_model},
         "partition_sha256": sha or f"partition {seed}",
     }
+    if data:
+        summary["samples_sha256"] = data
     recorder.finish(summary)
     recorder.close()
     return recorder.directory
@@ -230,16 +246,66 @@ def test_a_folder_where_every_run_diverged_still_makes_a_report(tmp_path, monkey
 
 def test_what_makes_rows_unlike_is_noted(tmp_path):
     record(tmp_path, "fedavg", 0, [(0.4, 0.6)], sha="one")
-    record(tmp_path, "fedavg", 1, [(0.4, 0.6)], sha="one", hyper={"lr": 0.2})
-    record(tmp_path, "local", 0, [(0.4, 0.6), (0.5, 0.5)], sha="one", model="cnn")
+    record(tmp_path, "fedavg", 1, [(0.4, 0.6)], sha="one")
+    record(tmp_path, "local", 0, [(0.4, 0.6)], sha="one")
     (comparison,) = compare(load([tmp_path]))
-    assert comparison.notes == [
-        "The seeds of fedavg ran with different settings.",
-        "One seed, so no interval: local.",
-        "Different seeds: 0 1 (fedavg); 0 (local).",
-        "Different rounds: 1 (fedavg); 2 (local).",
-        "Different models: mlp (fedavg); cnn (local).",
-    ]
+    assert comparison.notes == ["One seed, so no interval: local.", "Different seeds: 0 1 (fedavg); 0 (local)."]
+
+
+def test_runs_under_other_conditions_are_another_comparison(tmp_path, monkeypatch, capsys):
+    """The same method and seed in 1 round and in 2; and beside it a method on another model."""
+    record(tmp_path / "quick", "pfedpara", 0, [(0.4, 0.6)])
+    record(tmp_path / "quick", "fedavg", 0, [(0.4, 0.4)])
+    record(tmp_path, "pfedpara", 0, [(0.4, 0.6), (0.8, 0.8)])
+    record(tmp_path, "fedper", 0, [(0.7, 0.7)], model="cnn")
+    comparisons = compare(load([tmp_path]))
+    assert {c.title: list(c.table.index) for c in comparisons} == {
+        "mnist5k, dirichlet:0.5, rounds=1, model=mlp": ["pfedpara", "fedavg"],
+        "mnist5k, dirichlet:0.5, rounds=1, model=cnn": ["fedper"],
+        "mnist5k, dirichlet:0.5, rounds=2, model=mlp": ["pfedpara"],
+    }
+    assert {c.title: c.table["difference"].get("fedavg") for c in comparisons if "fedavg" in c.table.index} == {
+        "mnist5k, dirichlet:0.5, rounds=1, model=mlp": pytest.approx(-0.1)
+    }
+    status, _, error = run_report(monkeypatch, capsys, tmp_path)
+    assert (status, error) == (0, "")
+    assert len(list((tmp_path / "report").glob("accuracy_vs_parameters-*.png"))) == 3
+    table = pd.read_csv(tmp_path / "report" / "table.csv")
+    assert table[table["method"] == "pfedpara"].set_index("settings")["accuracy"].to_dict() == pytest.approx(
+        {"rounds=1, model=mlp": 0.5, "rounds=2, model=mlp": 0.8}
+    )
+
+
+def test_hyper_parameters_that_differ_name_the_method(tmp_path):
+    """Seeds with different ones are not averaged; whether tuning or the command line gave a value is no difference."""
+    record(tmp_path, "fedavg", 0, [(0.4, 0.4)])
+    record(tmp_path / "more", "fedavg", 0, [(0.6, 0.6)], hyper={"lr": 0.2}, tuned=["lr"])
+    record(tmp_path / "more", "fedavg", 1, [(0.8, 0.8)], hyper={"lr": 0.2}, tuned=[])
+    (comparison,) = compare(load([tmp_path]))
+    assert comparison.table["accuracy"].to_dict() == pytest.approx({"fedavg,lr=0.2": 0.7, "fedavg,lr=0.1": 0.4})
+    assert comparison.table["seeds"].to_dict() == {"fedavg,lr=0.2": 2, "fedavg,lr=0.1": 1}
+    assert all("--set lr=0.2" in line for line in comparison.commands[:1])
+
+
+def test_seeds_of_two_data_sets_under_one_name_are_not_averaged(tmp_path):
+    record(tmp_path, "fedavg", 0, [(0.4, 0.4)], data="1" * 64)
+    record(tmp_path, "fedavg", 1, [(0.6, 0.6)], data="2" * 64)
+    comparisons = compare(load([tmp_path]))
+    assert {c.apart: c.table["accuracy"].tolist() for c in comparisons} == {
+        "data=111111111111": [pytest.approx(0.4)],
+        "data=222222222222": [pytest.approx(0.6)],
+    }
+
+
+def test_the_same_run_twice_counts_once(tmp_path, monkeypatch, capsys):
+    first = record(tmp_path, "fedavg", 0, [(0.4, 0.6)])
+    record(tmp_path, "fedavg", 1, [(0.5, 0.9)])
+    again = record(tmp_path / "again", "fedavg", 0, [(0.4, 0.6)])
+    (comparison,) = compare(load([tmp_path]))
+    assert comparison.table["seeds"].tolist() == [2]
+    assert comparison.table["accuracy"].tolist() == [pytest.approx(0.6)]
+    first, again = sorted((first, again))
+    assert comparison.notes[-1] == f"{again} repeats {first} and is counted once."
 
 
 def test_an_unfinished_run_is_named(tmp_path, monkeypatch, capsys):
@@ -330,15 +396,18 @@ def test_differences_are_paired_by_seed_and_partition(tmp_path):
 
 
 def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, capsys):
-    def cell(optimizer, weights, bits, sent, *accuracies):
+    def cell(optimizer, weights, bits, sent, *accuracies, down="32"):
         for seed, accuracy in enumerate(accuracies):
             suffix = "" if weights == "dense" else f"-{weights}"
             suffix += "" if bits == "32" else f"-{bits}bit"
-            setting = {"parameterization": weights, "quantize": bits, "label": optimizer + suffix}
-            record(tmp_path / f"{weights}{bits}", optimizer, seed, [(accuracy, accuracy)], sent=sent, **setting)
+            suffix += "" if down == "32" else f"-down{down}bit"
+            setting = {"parameterization": weights, "quantize": bits, "quantize_down": down}
+            setting["label"] = optimizer + suffix
+            record(tmp_path / f"{weights}{bits}{down}", optimizer, seed, [(accuracy, accuracy)], sent=sent, **setting)
 
     cell("fedavg", "dense", "32", 10**6, 0.8, 0.84)
     cell("fedavg", "dense", "8", 10**6, 0.7)
+    cell("fedavg", "dense", "8", 10**6, 0.55, down="4")
     cell("fedavg", "fedpara", "32", 10**5, 0.6)
     cell("fedadam", "lowrank", "32", 10**5, 0.5)
     page = tmp_path / "page.md"
@@ -348,10 +417,13 @@ def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, ca
     assert (status, error) == (0, "")
     lines = page.read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert rows[0] == ["optimizer", "dense, 32 bits", "dense, 8 bits", "lowrank, 32 bits", "fedpara, 32 bits"]
+    assert rows[0] == [
+        *("optimizer", "dense, 32 bits", "dense, 8 bits", "dense, 8 bits up, 4 bits down"),
+        *("lowrank, 32 bits", "fedpara, 32 bits"),
+    ]
     assert rows[2:] == [
-        ["fedadam", "–", "–", "50.0 (2 MB)", "–"],  # one round, two clients, up and down, four bytes
-        ["fedavg", "82.0 ± 25.4 (16 MB)", "70.0 (16 MB)", "–", "60.0 (2 MB)"],
+        ["fedadam", "–", "–", "–", "50.0 (2 MB)", "–"],  # one round, two clients, up and down, four bytes
+        ["fedavg", "82.0 ± 25.4 (16 MB)", "70.0 (16 MB)", "55.0 (16 MB)", "–", "60.0 (2 MB)"],
     ]
     assert "    ./run_all.sh --compatibility" in lines[: lines.index("| optimizer | " + " | ".join(rows[0][1:]) + " |")]
     assert "fedavg" in shown
@@ -456,9 +528,31 @@ def rounds_of_something_else(folder):
     return "rounds.csv cannot be read"
 
 
-def twice(folder):
-    record(folder.parents[2] / "again", "fedavg", 0, [(0.4, 0.6)])
-    return "hold the same method, partition and seed"
+def twice_with_other_figures(folder):
+    record(folder.parents[2] / "again", "fedavg", 0, [(0.4, 0.7)])
+    return "hold the same method, partition and seed with different results"
+
+
+def spoil_rounds(folder, *lines):
+    with (folder / "rounds.csv").open("a") as file:
+        file.writelines(line + "\n" for line in lines)
+    return f"{folder / 'rounds.csv'}, line 3, is no row of a round"
+
+
+def malformed_row(folder):
+    return spoil_rounds(folder, "x2,0.5,0,0.5,0.5,1,1,1,1,1,,0.5,0,0")
+
+
+def short_row(folder):
+    return spoil_rounds(folder, "2,0.5,0")
+
+
+def blank_row(folder):
+    return spoil_rounds(folder, "", "2,0.5,0,0.5,0.5,1,1,1,1,1,,0.5,0,0")
+
+
+def round_twice(folder):
+    return spoil_rounds(folder, "1,0.5,0,0.5,0.5,1,1,1,1,1,,0.5,0,0")
 
 
 def nothing_ended(folder):
@@ -473,7 +567,10 @@ def no_folder(folder):
 
 @pytest.mark.parametrize(
     "spoil",
-    [no_folder, torn_summary, summary_without_accuracy, no_rounds, rounds_of_something_else, twice, nothing_ended],
+    [
+        *(no_folder, torn_summary, summary_without_accuracy, no_rounds, rounds_of_something_else, nothing_ended),
+        *(twice_with_other_figures, malformed_row, short_row, blank_row, round_twice),
+    ],
 )
 def test_what_cannot_be_compared_gets_one_sentence(tmp_path, monkeypatch, capsys, spoil):
     reason = spoil(record(tmp_path, "fedavg", 0, [(0.4, 0.6)]))
