@@ -218,8 +218,9 @@ def locate(name: str, data_dir: Path | None) -> Source:
     if name not in DATASETS:
         kind, _, text = name.partition(":")
         path = Path(text)
-        if not path.is_file():
-            raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; {kind}:PATH names a file")
+        with reading(path, kind, readers.AGAIN):
+            if not path.is_file():
+                raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; {kind}:PATH names a file")
         files = [path]
         if path.name.endswith("_train.h5") and (test := path.with_name(path.name[:-8] + "test.h5")).is_file():
             files.append(test)
@@ -233,7 +234,8 @@ def locate(name: str, data_dir: Path | None) -> Source:
         data_dir = Path(spec.origin).parent
     if data_dir is None:
         raise DataError(f"{name} needs a data folder, to read its files from or download them to; give --data-dir")
-    found = _complete(dataset, data_dir)
+    with reading(data_dir, name, "give another --data-dir"):
+        found = _complete(dataset, data_dir)
     if found is None:
         lacking = _lacking(dataset, data_dir)
         try:

@@ -395,12 +395,23 @@ def _try(path: Path, kind: str, advice: str) -> None:
 
 
 def _walk(name: str, child: h5py.Group | h5py.Dataset) -> None:
-    """Read of a dataset what it does not declare: where its chunks are, and how long its strings."""
-    if isinstance(child, h5py.Dataset) and not child.external and not child.is_virtual:
-        if child.chunks:
-            child.id.chunk_iter(lambda chunk: None)
-        if child.dtype.hasobject:
-            child[()]
+    """Read of a dataset what it does not declare: where its chunks are, what they unpack to, how long its strings are.
+
+    A chunk is unpacked whole, whatever its dataset declares; only those that may be larger than STRUCTURE_BYTES are.
+    """
+    if not isinstance(child, h5py.Dataset) or child.external or child.is_virtual:
+        return
+    if child.chunks:
+        filters = child.id.get_create_plist()
+        packed = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())].count(h5py.h5z.FILTER_DEFLATE)
+        large: list[tuple[int, ...]] = []
+        child.id.chunk_iter(
+            lambda chunk: large.append(chunk.chunk_offset) if chunk.size > STRUCTURE_BYTES // 1032**packed else None
+        )
+        for start in large:
+            child[tuple(slice(at, at + length) for at, length in zip(start, child.chunks, strict=True))]
+    if child.dtype.hasobject:
+        child[()]
 
 
 def _meta(file: h5py.File) -> Meta:

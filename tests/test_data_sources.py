@@ -350,6 +350,9 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(DataError, match="train-images-idx3-ubyte cannot be read: Is a directory"):
         built("mnist", tmp_path, tmp_path)
+    for name, folder in (("mnist", tmp_path / ("x" * 300)), (f"npz:{'x' * 300}", None)):
+        with pytest.raises(DataError, match="x cannot be read: File name too long"):
+            built(name, folder, tmp_path)
     with pytest.raises(DataError, match="mnist needs a data folder"):
         built("mnist", None, tmp_path)
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import h5py
@@ -345,6 +346,17 @@ def test_a_chunk_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
         more = {"maxshape": (None, *shape[1:]), "chunks": (400_000, *shape[1:]), "compression": "gzip"}
         file.create_dataset("x", shape, np.uint8, **more)
     with pytest.raises(DataError, match=r"x in .* is kept in chunks larger than"):
+        open_store(path)
+
+
+def test_a_chunk_that_unpacks_to_more_than_it_declares_is_refused(tmp_path: Path) -> None:
+    """1.5 MB of zeros packed, of which the dataset declares 7840 bytes."""
+    path = prepare("mnist5k", None, "iid", 10, 0, tmp_path, fraction=0.02, embed=True)
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1500)) + packer.flush()
+    with h5py.File(path, "r+") as file:
+        file["x"].id.write_direct_chunk((0, 0, 0), packed)
+    with pytest.raises(DataError, match="HDF5 does not get through it"):
         open_store(path)
 
 
