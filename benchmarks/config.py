@@ -30,6 +30,7 @@ class Settings(BaseModel):
         "quantity:ALPHA | natural",
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of each client's training samples that is kept")
+    tuning: bool = Field(False, description="train on the half of the data set that is set aside for tuning")
     clients: int = Field(10, ge=1, description="clients that hold data")
     clients_per_round: int = Field(
         10, ge=1, description="clients drawn for each round; all where fewer are not asked for"

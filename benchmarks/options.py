@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     option("data_dir", metavar="DIR")
     option("partition", nargs="+", metavar="SPEC")
     option("fraction", metavar="X")
+    option("tuning", action="store_true")
     option("clients", metavar="N")
     p.add_argument("--clients-per-round", metavar="N", help="clients drawn for each round (default: all)")
     option("rounds", metavar="N")
@@ -146,15 +147,14 @@ def explain_methods() -> str:
     return "\n".join(lines) + "\nEvery method has FedAvg's hyper-parameters as well."
 
 
-def load_tuned(dataset: str, model: str) -> tuple[dict[str, dict[str, Any]], list[int]]:
-    """Returns the values that ``benchmarks/tune.py`` chose for each method, and the seeds that it chose them on; both
-    empty where it was not run for this case.
+def load_tuned(dataset: str, model: str) -> dict[str, dict[str, Any]]:
+    """Returns the values that ``benchmarks/tune.py`` chose for each method, empty where it was not run for this case.
 
     What was chosen on dense weights also serves on others that were not tuned.
     """
     record = yaml.safe_load(TUNED.read_text()) if TUNED.exists() else {}
-    section = record.get(dataset, {}).get(model, {"methods": {}, "seeds": []})
-    return {variant: entry["chosen"] for variant, entry in section["methods"].items()}, section["seeds"]
+    section = record.get(dataset, {}).get(model, {"methods": {}})
+    return {variant: entry["chosen"] for variant, entry in section["methods"].items()}
 
 
 def explain_tuning(experiments: list[Experiment]) -> str:
@@ -178,7 +178,7 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
     common = {name: getattr(options, name) for name in Settings.model_fields if hasattr(options, name)}
     common["clients_per_round"] = options.clients_per_round or options.clients
     found = []
-    chosen, tuning_seeds = load_tuned(options.dataset, options.model)
+    chosen = load_tuned(options.dataset, options.model)
     lists = (options.partition, options.seed, options.algo, options.parameterization, options.quantize)
     for partition, seed, algo, weights, form in itertools.product(*lists):
         try:
@@ -189,11 +189,6 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
         except ValueError as error:
             raise UsageError(str(error)) from None
         hyper, tuned = hyper_parameters(algo, weights, options, chosen.get(settings.variant, chosen.get(algo, {})))
-        if tuned and settings.seed in tuning_seeds:
-            raise UsageError(
-                f"--seed: benchmarks/{TUNED.name} chose {algo}'s {', '.join(tuned)} on seed {settings.seed}, which no "
-                "result may use; take another seed, or say the value on the command line"
-            )
         found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
         check_partition(settings.dataset, settings.partition, settings.clients)
     return list({settings.directory: settings for settings in found}.values())  # 00 is seed 0, .50 is α 0.5
@@ -283,7 +278,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
     for s in wanted:
         if (s.partition, s.seed) not in stores:
             stores[s.partition, s.seed] = prepare(
-                s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction
+                s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction, tuning=s.tuning
             )
     experiments = []
     trainers: dict[tuple[str, str], FedAvgTrainer] = {}

@@ -6,7 +6,8 @@
 What is searched, and where, stands beside each hyper-parameter (``search`` in baselines/fedavg.py). A method's first
 trial is its defaults; Optuna's sampler, a Gaussian process with a fixed seed, proposes the others. A trial's score is
 the mean over partitions and seeds of the last round's mean validation accuracy, 0 where a run diverged. The test split
-is never looked at, and run.py refuses the values that were chosen here on the seeds that they were chosen on.
+is never looked at, and trials see the half of the data set alone that is set aside for them (``run.py --tuning``): no
+other run tests on a sample of it, whatever its seed and partition.
 
 One process group runs the k-th trial of all methods. The same command goes on where it was stopped: the same trials
 come up again, and what they gave lies in --out.
@@ -90,7 +91,15 @@ def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argpa
     command = ["mpirun", "-np", ranks, sys.executable, "benchmarks/run.py", "--dataset", options.dataset]
     command += ["--data-dir", str(options.data_dir), "--model", options.model, "--rounds", str(options.rounds)]
     command += ["--partition", *options.partition, "--seed", *map(str, options.seed), "--out", str(out)]
-    command += ["--eval-every", "0", "--checkpoint-every", "0", "--algo", *(t.settings.algo for t in tunings)]
+    command += [
+        "--tuning",
+        "--eval-every",
+        "0",
+        "--checkpoint-every",
+        "0",
+        "--algo",
+        *(t.settings.algo for t in tunings),
+    ]
     command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
     command += ["--set"]
     for tuning in tunings:
@@ -118,11 +127,15 @@ def find_tunings(options: argparse.Namespace) -> list[Tuning]:
         try:
             method = find_method(algo, weights)
             settings = Settings(
+                tuning=True,
                 **{name: getattr(options, name) for name in ("dataset", "model", "rounds", "data_dir", "out")},
                 **{"algo": algo, "parameterization": method.parameterization, "partition": partition, "seed": seed},
                 hyper=method.Hyper().model_dump(),
             )
-            store = prepare(options.dataset, options.data_dir, partition, settings.clients, seed, options.out / "data")
+            folder = options.out / "data"
+            store = prepare(
+                options.dataset, options.data_dir, partition, settings.clients, seed, folder, tuning=settings.tuning
+            )
             with open_store(store) as opened:
                 build_trainer(settings, opened)
         except DataError:
@@ -140,7 +153,13 @@ def load_record(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any]
     Raises UsageError where methods there were tuned in another way.
     """
     record = yaml.safe_load(path.read_text()) if path.exists() else {}
-    how = {"partitions": options.partition, "seeds": options.seed, "rounds": options.rounds, "trials": options.trials}
+    how = {
+        "samples": "set aside for tuning",
+        "partitions": options.partition,
+        "seeds": options.seed,
+        "rounds": options.rounds,
+        "trials": options.trials,
+    }
     words = ["python", "benchmarks/tune.py", "--dataset", options.dataset, "--model", options.model]
     words += ["--partition", *options.partition, "--seed", *map(str, options.seed)]
     words += ["--rounds", str(options.rounds), "--trials", str(options.trials)]
@@ -154,9 +173,9 @@ def load_record(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any]
         },
     )
     for key, value in how.items():
-        if section[key] != value:
+        if (found := section.get(key, "of another kind")) != value:
             raise UsageError(
-                f"{path} holds methods tuned with {key} {section[key]}, not {value}: what is compared is tuned alike; "
+                f"{path} holds methods tuned with {key} {found}, not {value}: what is compared is tuned alike; "
                 "choose another --record, or remove them there to tune all anew"
             )
     return record, section["methods"]
@@ -197,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data-dir", type=Path, default=defaults["data_dir"], metavar="DIR")
     p.add_argument("--model", default=defaults["model"], choices=list(MODELS), metavar="NAME")
     p.add_argument("--partition", nargs="+", default=["dirichlet:0.5", "shards:2"], metavar="SPEC")
-    p.add_argument("--seed", nargs="+", type=int, default=[100], metavar="N", help="seeds that no table uses")
+    p.add_argument("--seed", nargs="+", type=int, default=[100], metavar="N", help="of partition and start")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "tuning", metavar="DIR", help="where the trials go")
     p.add_argument("--record", type=Path, default=TUNED, metavar="FILE", help="what is written")
     return p

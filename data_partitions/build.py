@@ -12,7 +12,7 @@ from data_partitions.errors import DataError
 from data_partitions.store import OldVersionError, Samples, open_store, read_samples, write_partition, write_samples
 from pfedpara.streams import stream_seed
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """How owners and splits follow from the rest of a recipe. A store of another version is built anew."""
 
 
@@ -40,12 +40,14 @@ def prepare(
     folder: Path,
     fraction: float = 1.0,
     embed: bool = False,
+    tuning: bool = False,
 ) -> Path:
     """The partition store of a recipe in `folder`: an existing one, verified, or a new one.
 
     data_dir: where raw data lie or are downloaded to. clients: None for all natural clients. fraction: of each client's
-    training samples that is kept. embed: keep the samples in the store instead of beside it. Raises DataError for bad
-    input, and for existing files that are damaged or of another recipe or source.
+    training samples that is kept. embed: keep the samples in the store instead of beside it. tuning: of the samples set
+    aside for it alone, none of which is in the test split of a partition that is not for tuning, whatever its recipe.
+    Raises DataError for bad input, and for existing files that are damaged or of another recipe or source.
     """
     check(dataset, partition, clients)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
@@ -54,14 +56,25 @@ def prepare(
         raise DataError(f"fraction {fraction!r} is not possible; give a number above 0 and at most 1")
     samples_path, samples = _samples(dataset, data_dir, folder)
     form = partitioners.parse(partition)
+    # Of the data set's content alone, so that no seed and no partition tests on what another tunes on.
+    aside_stream = np.random.default_rng(stream_seed("set aside", int(samples.sha256, 16)))
+    aside = partitioners.set_aside(samples.y, samples.client, samples.is_test, aside_stream)
+    used = np.flatnonzero(aside) if tuning else np.arange(len(samples.y))
+    is_test, names = None, []
     if form.assign is None:
         if samples.client is None:
             raise DataError(f"{samples.meta.dataset} names no clients for 'natural'; add an array 'client'")
-        owner, is_test = partitioners.natural(samples.client, samples.is_test, clients), samples.is_test
-        names = [samples.meta.client_names[client] for client in np.unique(samples.client[owner >= 0])]
+        is_test = None if tuning else samples.is_test
+        part_of = partitioners.natural(samples.client[used], is_test, clients)
     else:
         # The source's own test part is everyone's; here each client is judged on samples of its own.
-        owner, is_test, names = _assign(samples, form, clients or 0, seed), None, []
+        part_of = _assign(samples.y[used], form, clients or 0, seed)
+        if not tuning:
+            part_of = partitioners.exchange(samples.y, part_of, ~aside, _stream("exchange", seed))
+    owner = np.full(len(samples.y), partitioners.UNUSED)
+    owner[used] = part_of
+    if form.assign is None and samples.client is not None:
+        names = [samples.meta.client_names[client] for client in np.unique(samples.client[owner >= 0])]
     recipe: dict[str, Any] = {
         "version": RECIPE_VERSION,
         "dataset": samples.meta.dataset,
@@ -70,9 +83,10 @@ def prepare(
         "clients": int(owner.max()) + 1,
         "seed": seed,
         "fraction": float(fraction),
+        "tuning": tuning,
     }
     name = "{}-{partition}-clients{clients}-seed{seed}-fraction{fraction}".format(samples_path.stem, **recipe)
-    path = folder / (name.replace(":", "_") + ("-embedded.h5" if embed else ".h5"))
+    path = folder / (name.replace(":", "_") + "-tuning" * tuning + "-embedded" * embed + ".h5")
     if path.exists():
         with open_store(path) as store:
             found = store.recipe
@@ -80,22 +94,23 @@ def prepare(
             return path
         if found.get("version") == RECIPE_VERSION:
             raise DataError(f"{path} holds another recipe, {found}; remove it")
-    part = partitioners.split(samples.y, owner, is_test, recipe["fraction"], _stream("split", seed))
+    testable = None if tuning else ~aside
+    part = partitioners.split(samples.y, owner, is_test, recipe["fraction"], _stream("split", seed), testable)
     samples = replace(samples, meta=replace(samples.meta, client_names=names))
     write_partition(path, recipe, samples, owner, part, "" if embed else samples_path.name)
     return path
 
 
-def _assign(samples: Samples, form: partitioners.Partition, clients: int, seed: int) -> np.ndarray:
+def _assign(labels: np.ndarray, form: partitioners.Partition, clients: int, seed: int) -> np.ndarray:
     """Owners by a partitioner, checked: every client has a sample for every split."""
     assert form.assign is not None
     fewest = len(partitioners.SPLITS)
-    if len(samples.y) < fewest * clients:
+    if len(labels) < fewest * clients:
         raise DataError(
-            f"{clients} clients are too many for {len(samples.y)} samples: each needs one for every split; "
-            f"give at most {len(samples.y) // fewest}"
+            f"{clients} clients are too many for {len(labels)} samples: each needs one for every split; "
+            f"give at most {len(labels) // fewest}"
         )
-    owner = form.assign(samples.y, clients, form.parameter, _stream("owner", seed))
+    owner = form.assign(labels, clients, form.parameter, _stream("owner", seed))
     smallest = np.bincount(owner, minlength=clients).min()
     if smallest < fewest:
         raise DataError(f"{form.spec} with {clients} clients leaves one with {smallest} samples; give fewer clients")

@@ -134,8 +134,8 @@ def test_split_keeps_the_class_mix(labels: np.ndarray, clients: int, seed: int, 
         for label in np.unique(labels[mine]):
             of_class = mine & (labels == label)
             m = of_class.sum()
-            assert abs((whole[of_class] > 0).sum() - m * (validation + test) / n) < 1
-            assert abs((whole[of_class] == 2).sum() - m * test / n) < 2
+            assert abs((whole[of_class] == 2).sum() - m * test / n) < 1
+            assert abs((whole[of_class] == 1).sum() - m * validation / n) < 1.5
     part = p.split(labels, owner, None, fraction, rng(seed))
     kept = part >= 0
     assert (part[kept] == whole[kept]).all()
@@ -143,6 +143,67 @@ def test_split_keeps_the_class_mix(labels: np.ndarray, clients: int, seed: int, 
     for client in range(clients):
         train = (whole[owner == client] == 0).sum()
         assert (part[owner == client] == 0).sum() == max(1, int(fraction * train + 0.5))
+
+
+@given(LABELS, SEED)
+def test_half_of_each_class_is_set_aside(labels: np.ndarray, seed: int) -> None:
+    aside = p.set_aside(labels, None, None, rng(seed))
+    assert (np.bincount(labels[aside], minlength=7) == np.bincount(labels, minlength=7) // 2).all()
+
+
+@given(LABELS, SEED)
+def test_half_of_each_natural_client_is_set_aside_and_nothing_of_the_sources_test_part(
+    labels: np.ndarray, seed: int
+) -> None:
+    client, is_test = rng(seed).integers(0, 3, len(labels)), rng(seed + 1).random(len(labels)) < 0.3
+    aside = p.set_aside(labels, client, is_test, rng(seed))
+    assert not (aside & is_test).any()
+    assert (np.bincount(client[aside], minlength=3) == np.bincount(client[~is_test], minlength=3) // 2).all()
+
+
+@given(LABELS, CLIENTS, SEED, ALPHA, st.sampled_from([p.iid, p.dirichlet, p.quantity]))
+def test_nothing_set_aside_is_tested_on_and_classes_and_sizes_stay(
+    labels: np.ndarray, clients: int, seed: int, alpha: float, assign
+) -> None:
+    assume(len(labels) >= 3 * clients)
+    aside = p.set_aside(labels, None, None, rng(seed))
+    drawn = assign(labels, clients, alpha, rng(seed))
+    owner = p.exchange(labels, drawn, ~aside, rng(seed))
+    cells = [np.bincount(who * 7 + labels, minlength=7 * clients).reshape(-1, 7) for who in (drawn, owner)]
+    assert (cells[0] == cells[1]).all()
+    part = p.split(labels, owner, None, 1.0, rng(seed), ~aside)
+    assert not (part[aside] == 2).any()
+    for client, n in enumerate(cells[1].sum(axis=1)):
+        mine = owner == client
+        assert [(part[mine] == s).sum() for s in (1, 2)] == [max(1, (n + 5) // 10), max(1, (2 * n + 5) // 10)]
+        test = np.bincount(labels[mine & (part == 2)], minlength=7)
+        assert np.abs(test - cells[1][client] * test.sum() / n).max() < 3
+
+
+def test_exchange_by_hand() -> None:
+    """The first client's three are for tuning: it gets one to be tested on for one of its own class."""
+    labels, owner = np.array([0, 0, 1, 0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    testable = np.array([False, False, False, True, True, False, False, False])
+    for seed in range(20):
+        found = p.exchange(labels, owner, testable, rng(seed))
+        assert np.bincount(found * 2 + labels).tolist() == [2, 1, 2, 3]
+        assert sorted(found[testable]) == [0, 1]
+
+
+def test_exchange_says_where_too_few_can_be_tested_on() -> None:
+    labels, owner = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1])
+    with pytest.raises(DataError, match=r"2 clients are too many for 6 samples: half are for tuning alone, .* fewer"):
+        p.exchange(labels, owner, labels == 1, rng(0))
+
+
+def test_the_test_split_is_spread_over_the_classes_that_may_be_tested_on() -> None:
+    labels = np.repeat([0, 1], [10, 5])
+    allowed = np.isin(np.arange(15), [3, 7, 8, 12])
+    # At even distances: 2, 7, 12. The two in class 0 are its first and its last third of what is allowed.
+    assert p._stratified(labels, allowed, 3).tolist() == [3, 8, 12]
+    assert sorted(p._stratified(labels, labels == 0, 3)) == [2, 5, 7]  # class 1 has none: the middle of the others
+    assert p._stratified(labels, allowed, 9).tolist() == [3, 7, 8, 12]
+    assert p._stratified(labels, labels < 2, 3).tolist() == p._spread(15, 3).tolist()
 
 
 @given(LABELS, SEED)

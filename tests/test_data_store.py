@@ -1,6 +1,7 @@
 """The store: what is written is what is read, by recipe and hash; damaged, edited and foreign files are refused."""
 
 import contextlib
+import itertools
 import json
 import pickle
 import shutil
@@ -13,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data_partitions import DataError, open_store, prepare
+from data_partitions import DataError, Store, open_store, prepare
 from data_partitions.store import canonical, digest, read_samples
 
 SPLITS = ("train", "validation", "test")
@@ -62,16 +63,17 @@ def test_every_sample_is_in_one_client_and_one_split(spec: str, embed: bool, bui
 def test_golden_recipe_gives_the_golden_hash(built: Path) -> None:
     with open_store(built) as store:
         assert store.recipe == {
-            "version": 2,
+            "version": 3,
             "dataset": "mnist5k",
             "samples_sha256": "d400f7eb075d8551dcd6a383d1bb6d317651b1630a84d3345062947190b31ee2",
             "partition": "dirichlet:0.5",
             "clients": 10,
             "seed": 0,
             "fraction": 1.0,
+            "tuning": False,
         }
-        assert store.indices(0, "validation")[:5].tolist() == [623, 653, 816, 1011, 1115]
-        assert store.sha256 == "623089aed4a21b6770daeacfce2e0cf55c0409044c3005d7e37505dc28feb82f"
+        assert store.indices(0, "validation")[:5].tolist() == [842, 918, 960, 1015, 1202]
+        assert store.sha256 == "aa857843d20bf3f1fe88ce61c5f60b873022d8c5608e96ec107d1bdd30750947"
         assert (store.task, store.classes, store.input_shape) == ("image", list("0123456789"), (28, 28))
         assert (store.mean, store.std) == ((0.1307,), (0.3081,))
         assert set(store.provenance) == {"source_sha256", "numpy", "h5py"}
@@ -90,6 +92,67 @@ def test_the_hash_is_of_content_not_of_the_file(built: Path, tmp_path: Path) -> 
         with open_store(path) as store:
             hashes.add(store.sha256)
     assert len(hashes) == 4
+
+
+def samples_in(store: Store, *splits: str) -> set[int]:
+    return {int(i) for client in range(store.clients) for split in splits for i in store.indices(client, split)}
+
+
+def tuned_and_tested(
+    name: str, specs: list[str], clients: int, folder: Path, data_dir: Path | None = None
+) -> tuple[set[int], set[int]]:
+    """All samples of partitions for tuning, and all test samples of others, over partitions and seeds."""
+    tuned, tested, hashes = set(), set(), set()
+    for spec, seed in itertools.product(specs, range(3)):
+        for tuning in (False, True):
+            with open_store(prepare(name, data_dir, spec, clients, seed, folder, tuning=tuning)) as store:
+                hashes.add(store.sha256)
+                if tuning:
+                    tuned |= samples_in(store, *SPLITS)
+                else:
+                    tested |= samples_in(store, "test")
+                mix, whole = store.counts("test") / store.sizes("test")[:, None], store.counts()
+                assert np.abs(mix - whole / whole.sum(1)[:, None]).max() <= 3 / store.sizes("test").min()
+    assert len(hashes) == len(specs) * 3 * 2
+    return tuned, tested
+
+
+def test_no_partition_tests_on_what_another_tunes_on(built: Path) -> None:
+    specs = ["iid", "dirichlet:0.1", "shards:2", "classes:3", "quantity:0.5"]
+    tuned, tested = tuned_and_tested("mnist5k", specs, 10, built.parent)
+    assert len(tuned) == 2500
+    assert len(tested) > 2400  # over 15 partitions nearly each sample of the other half turns up
+    assert not tuned & tested
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_neither_do_natural_partitions(tmp_path: Path, divided: bool) -> None:
+    rng = np.random.default_rng(0)
+    y, client = rng.integers(0, 9, 400), rng.integers(0, 12, 400)
+    y[:2], y[2] = 9, 10  # classes of two samples and of one
+    x = np.arange(400).astype("<u2").view(np.uint8).reshape(400, 1, 2)
+    clients, in_test = [f"c{number}" for number in range(12)], rng.random(400) < 0.2
+    if divided:  # as TensorFlow Federated has it
+        for split, rows in (("train", ~in_test), ("test", in_test)):
+            with h5py.File(tmp_path / f"fed_emnist_{split}.h5", "w") as file:
+                for number, who in enumerate(clients):
+                    mine = rows & (client == number)
+                    file[f"examples/{who}/pixels"] = 1 - np.pad(x[mine], ((0, 0), (0, 27), (0, 26))) / np.float32(255)
+                    file[f"examples/{who}/label"] = y[mine].astype(np.int32)
+        name = "femnist"
+    else:
+        name = arrays_file(tmp_path, x=x, y=y, client=client)
+    tuned, tested = tuned_and_tested(name, ["natural", "iid", "dirichlet:0.5"], 5, tmp_path, tmp_path)
+    assert len(tuned) > 100
+    assert len(tested) > 100
+    assert not tuned & tested
+
+
+def test_a_data_set_too_small_to_tune_on_says_so(tmp_path: Path) -> None:
+    name = arrays_file(tmp_path, x=np.zeros((12, 1, 1), np.uint8), y=np.arange(12) % 4)
+    prepare(name, None, "iid", 4, 0, tmp_path)
+    with pytest.raises(DataError, match=r"4 clients are too many for 4 samples: .* at most 1"):
+        prepare(name, None, "iid", 4, 0, tmp_path, tuning=True)
 
 
 def test_fraction_keeps_that_share_of_training_samples_only(built: Path) -> None:
@@ -301,7 +364,7 @@ def test_a_store_of_an_earlier_version_is_built_anew(path: Path) -> None:
     open_store(path).close()
     assert prepare("mnist5k", None, "dirichlet:0.5", 10, 0, path.parent) == path
     with open_store(path) as store:
-        assert (store.sha256, store.recipe["version"]) == (sha256, 2)
+        assert (store.sha256, store.recipe["version"]) == (sha256, 3)
 
 
 def rehash(file: h5py.File) -> None:

@@ -1,4 +1,4 @@
-"""Every method gets the same trials, on seeds that no result uses, and runs use what came out."""
+"""Every method gets the same trials, on samples that no result tests on, and runs use what came out."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ import yaml
 from benchmarks import options, tune
 from benchmarks.config import Settings
 from benchmarks.methods import METHODS, find_method
+from data_partitions import open_store
 from tests.jobs import ROOT
 
 
@@ -54,7 +55,14 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "fedprox": {"chosen": {"lr": 0.6}},
         "fedavg-fedpara": {"chosen": {"lr": 0.3}},
     }
-    section = {"partitions": ["iid"], "seeds": [100], "rounds": 3, "trials": 2, "methods": methods}
+    section = {
+        "samples": "set aside for tuning",
+        "partitions": ["iid"],
+        "seeds": [100],
+        "rounds": 3,
+        "trials": 2,
+        "methods": methods,
+    }
     path.write_text(yaml.safe_dump({"mnist5k": {"mlp": section}}))
     monkeypatch.setattr(options, "TUNED", path)
     return path
@@ -87,12 +95,6 @@ def test_runs_say_which_values_are_tuned(tuned: Path) -> None:
     )
 
 
-def test_tuned_values_are_refused_on_the_seed_they_were_chosen_on(tuned: Path) -> None:
-    with pytest.raises(options.UsageError, match=r"--seed: .* fedavg's lr on seed 100, .* another seed"):
-        settings("--seed", "0", "100")
-    assert len(settings("--seed", "100", "--lr", "0.5")) == 2  # nothing of it is used
-
-
 def test_methods_tuned_in_another_way_are_not_mixed(tuned: Path) -> None:
     line = ["--partition", "iid", "--trials", "2", "--record", str(tuned)]
     with pytest.raises(options.UsageError, match="rounds 3, not 4"):
@@ -102,6 +104,11 @@ def test_methods_tuned_in_another_way_are_not_mixed(tuned: Path) -> None:
         "fedavg-fedpara",
         "fedprox",
     }
+    record = yaml.safe_load(tuned.read_text())
+    del record["mnist5k"]["mlp"]["samples"]  # as before there were such
+    tuned.write_text(yaml.safe_dump(record))
+    with pytest.raises(options.UsageError, match="samples of another kind, not set aside for tuning"):
+        tune.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "3"]))
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -133,6 +140,10 @@ def test_a_small_tuning_writes_every_trial_and_goes_on_where_it_stopped(tmp_path
         assert method["trials"][0]["lr"] == 0.1
         assert method["chosen"]["lr"] == method["trials"][scores.index(max(scores))]["lr"]
     assert len(list(out.rglob("summary.json"))) == 2 * 2
+    for path in (out / "trial-1" / "data").glob("mnist5k-*"):
+        with open_store(path) as store:
+            assert store.recipe["tuning"]
+            assert store.sizes("train").sum() < 2500
     again = out / "trial-2" / "mnist5k-iid" / "fedavg" / "seed7" / "summary.json"
     again.unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
