@@ -78,7 +78,8 @@ def digest(params: Params) -> str:
 class Run:
     """What the server knows of the experiment that is under way."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, started: float) -> None:
+        """``started``: when this job began with it, on the clock of ``time.monotonic``."""
         self.settings = settings = experiment.settings
         self.store = open_store(experiment.store, experiment.partition_sha256)
         trainer = build_trainer(settings, self.store)
@@ -102,7 +103,8 @@ class Run:
         self.uplink = totals([], ("up",))  # of the newest round
         self.to_model = {"parameters": 0, "bytes": 0}  # sent until the models that were judged last are on the clients
         self.absent = {"dropped": 0, "late": 0}
-        self.seconds = {"startup": 0.0, "training": 0.0, "evaluation": 0.0}
+        self.started = started
+        self.seconds = {"startup": 0.0, "training": 0.0, "evaluation": 0.0, "total": 0.0}  # total: of earlier jobs
         self.diverged: dict[str, Any] | None = None
         self.trained: list[tuple[int, int, ClientFigures]] = []  # (round, client, figures) not yet in ``figures``
         self.saved = time.monotonic()  # when the last checkpoint was written
@@ -132,10 +134,10 @@ class Run:
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint keeps of the run's sums."""
-        seconds = {key: value for key, value in self.seconds.items() if key != "startup"}
+        total = self.seconds["total"] + time.monotonic() - self.started
         return {
             **{"sent": self.sent, "to_model": self.to_model, "moved": self.moved, "absent": self.absent},
-            "seconds": seconds,
+            "seconds": self.seconds | {"total": total},
         }
 
     def check(self, found: checkpoint.Checkpoint) -> None:
@@ -280,7 +282,7 @@ class Run:
         checkpoint.commit(folder, self.aggregator.get_model_params(), self.aggregator.get_server_state(), record)
         self.saved = time.monotonic()
 
-    def finish(self, total_seconds: float) -> None:
+    def finish(self) -> None:
         """Writes the run's summary, and lets other jobs into its directory."""
         s, downloads = self.settings, self.round * self.per_round
         messages = {"up": max(downloads - sum(self.absent.values()), 1), "down": max(downloads, 1)}
@@ -313,7 +315,7 @@ class Run:
                 "traffic_to_model": None if self.diverged else self.to_model,
                 "moved": {unit: self.moved[f"{unit}_move"] for unit in ("parameters", "bytes")},
                 "absent": self.absent,
-                "seconds": self.seconds | {"total": total_seconds},
+                "seconds": self.counts["seconds"],
                 "shared_sha256": digest(self.aggregator.get_model_params()),
                 "partition_sha256": self.store.sha256,
                 "samples_sha256": self.store.recipe["samples_sha256"],

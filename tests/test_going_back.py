@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     store = prepare(settings.dataset, settings.data_dir, settings.partition, CLIENTS, 0, out / "data", 0.1)
     with open_store(store) as opened:
         experiment = Experiment(settings, store, opened.sha256)
-    run = Run(experiment)
+    run = Run(experiment, time.monotonic())
     run.seen = {0, 2}
     for run.round in range(1, 6):
         run.sent["bytes_up"] += 100
@@ -59,7 +60,7 @@ def again(begun: Experiment, tmp_path: Path) -> Experiment:
 
 def go_on(experiment: Experiment) -> tuple[int, list[str]]:
     """Returns the round from which a run goes on, and the lines of its rounds.csv then."""
-    run = Run(experiment)
+    run = Run(experiment, time.monotonic())
     run.recorder.close()
     assert (run.restored is not None) == (run.round > 0)
     return run.round, (experiment.settings.directory / "rounds.csv").read_text().splitlines()
@@ -108,7 +109,7 @@ REFUSALS: list[tuple[Callable[[Path], None], str]] = [
     (change(sent={}), "its sent are not parameters_up"),
     (change(moved={"bytes_move": 1}), "its moved are not"),
     (change(absent={"dropped": 0, "late": 0, "ill": 0}), "its absent are not dropped, late"),
-    (change(seconds={}), "its seconds are not training, evaluation"),
+    (change(seconds={}), "its seconds are not startup, training, evaluation, total"),
     (change(seen=[0, 3]), "there is no client 3"),
     (change(received={"7": 0.5}), "there is no client 7"),
     (change(figures=lambda figures: figures | {"8": figures["0"]}), "there is no client 8"),

@@ -15,6 +15,7 @@ from tests.jobs import (
     run,
     same_findings,
     start,
+    summary,
     wait_for_round,
     wait_until,
 )
@@ -70,6 +71,11 @@ def test_a_run_killed_before_its_summary_gets_it(uninterrupted: Path, tmp_path: 
     for found in list(out.rglob("summary.json")):
         found.unlink()
     assert resume(out, uninterrupted) == ""
+    for algo in ("pfedpara", "pfedme"):
+        first, both = (summary(folder, algo)["seconds"] for folder in (uninterrupted, out))
+        assert (both["training"], both["evaluation"]) == (first["training"], first["evaluation"])
+        assert both["startup"] > first["startup"]
+        assert sum(both[part] for part in ("startup", "training", "evaluation")) <= both["total"]
 
 
 @pytest.mark.slow

@@ -104,16 +104,15 @@ class Server(Node):
     def work(self) -> Turns:
         """Takes one experiment after another through its rounds, then sends the workers home."""
         for index, experiment in enumerate(self.experiments):
-            run = Run(experiment)
+            run = Run(experiment, self.started)
             yield from self.set_up(run, index)
-            run.seconds["startup"] = time.monotonic() - self.started
+            run.seconds["startup"] += time.monotonic() - self.started
             self.screen.begin(run.settings, run.round)
             while run.round < run.settings.rounds and not run.diverged:
                 yield from self.round(run)
-            now = time.monotonic()
-            run.finish(now - self.started)
+            run.finish()
+            self.started = time.monotonic()
             self.screen.end(run)
-            self.started = now
         for worker in self.workers:
             self.send(Kind.FINISH, worker)
 
