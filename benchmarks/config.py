@@ -97,6 +97,17 @@ class Settings(BaseModel):
         return parse(partition).spec
 
     @model_validator(mode="after")
+    def _unicode(self) -> "Settings":
+        for name, value in self:
+            if isinstance(value, str | Path):
+                try:
+                    str(value).encode()
+                except UnicodeEncodeError:
+                    option = name.replace("_", "-")
+                    raise ValueError(f"--{option}: {str(value)!r} is not UTF-8; give a name that is") from None
+        return self
+
+    @model_validator(mode="after")
     def _participants(self) -> "Settings":
         if self.clients_per_round > self.clients:
             raise ValueError(

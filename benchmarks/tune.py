@@ -232,7 +232,7 @@ def main() -> None:
         if options.trials < 1:
             raise UsageError(f"--trials: at least 1, got {options.trials}")
         tune(options)
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
 

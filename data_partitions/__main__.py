@@ -48,7 +48,7 @@ def main() -> int:
             _show(options["file"])
         else:
             _list()
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0

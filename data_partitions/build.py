@@ -22,6 +22,10 @@ def check(dataset: str, partition: str, clients: int | None) -> None:
     clients None is for `natural` only. Raises DataError.
     """
     natural = partitioners.parse(partition).assign is None
+    try:
+        dataset.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of data set {dataset!r} is not UTF-8; give a name that is") from None
     datasets.check_name(dataset)
     if natural and not datasets.may_be_natural(dataset):
         raise DataError(f"data set {dataset} has no natural clients; choose another partition than 'natural'")

@@ -287,7 +287,7 @@ def checksum(files: list[Path]) -> str:
     for path in files:
         with reading(path, "data", readers.AGAIN), path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        result.update(f"{path.parent.name}/{path.name} {content}\n".encode())
+        result.update(f"{path.parent.name}/{path.name} {content}\n".encode(errors="surrogateescape"))
     return result.hexdigest()
 
 

@@ -52,11 +52,16 @@ def test_build_show_and_list(tmp_path: Path) -> None:
 
 def test_bad_input_is_one_sentence_on_the_error_stream(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_bytes(b"no")
+    np.savez(tmp_path / ("n" * 244), x=np.zeros((60, 8, 8), np.uint8), y=np.arange(60) % 3)
     for arguments in (
         ["build", "--partition", "dirichlet:0"],
         ["build", "--clients", "6000"],
         ["show", "broken.h5"],
         ["show", "."],
+        ["show", "n" * 300],
+        ["build", "--out", "n" * 300],
+        ["build", "--dataset", f"npz:{'n' * 244}.npz"],
+        ["build", "--dataset", "npz:\udcff.npz"],
     ):
         done = run(*arguments, cwd=tmp_path)
         assert done.returncode == 1

@@ -112,6 +112,9 @@ MORE = [
     (("--quantize", "3"), "'3'", "'float16'"),
     (("--quantize", "few"), "'few'", "'float16'"),
     (("--quantize-down", "1"), "'1'", "'float16'"),
+    (("--dataset", "npz:\udcff.npz"), "npz:\\udcff.npz", "UTF-8"),
+    (("--data-dir", "\udcff"), "--data-dir: '\\udcff'", "UTF-8"),
+    (("--state-dir", "\udcff"), "--state-dir: '\\udcff'", "UTF-8"),
 ]
 
 
