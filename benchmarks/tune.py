@@ -91,15 +91,8 @@ def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argpa
     command = ["mpirun", "-np", ranks, sys.executable, "benchmarks/run.py", "--dataset", options.dataset]
     command += ["--data-dir", str(options.data_dir), "--model", options.model, "--rounds", str(options.rounds)]
     command += ["--partition", *options.partition, "--seed", *map(str, options.seed), "--out", str(out)]
-    command += [
-        "--tuning",
-        "--eval-every",
-        "0",
-        "--checkpoint-every",
-        "0",
-        "--algo",
-        *(t.settings.algo for t in tunings),
-    ]
+    command += ["--tuning", "--eval-every", "0", "--checkpoint-every", "0"]
+    command += ["--algo", *(t.settings.algo for t in tunings)]
     command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
     command += ["--set"]
     for tuning in tunings:

@@ -72,7 +72,11 @@ def prepare(
         part_of = partitioners.natural(samples.client[used], is_test, clients)
     else:
         # The source's own test part is everyone's; here each client is judged on samples of its own.
-        part_of = _assign(samples.y[used], form, clients or 0, seed)
+        try:
+            part_of = _assign(samples.y[used], form, clients or 0, seed)
+        except DataError as error:
+            aside_note = f" (of {len(samples.y)} samples {len(used)} are set aside for tuning)" * tuning
+            raise DataError(f"{error}{aside_note}") from None
         if not tuning:
             part_of = partitioners.exchange(samples.y, part_of, ~aside, _stream("exchange", seed))
     owner = np.full(len(samples.y), partitioners.UNUSED)

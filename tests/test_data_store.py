@@ -151,7 +151,9 @@ def test_neither_do_natural_partitions(tmp_path: Path, divided: bool) -> None:
 def test_a_data_set_too_small_to_tune_on_says_so(tmp_path: Path) -> None:
     name = arrays_file(tmp_path, x=np.zeros((12, 1, 1), np.uint8), y=np.arange(12) % 4)
     prepare(name, None, "iid", 4, 0, tmp_path)
-    with pytest.raises(DataError, match=r"4 clients are too many for 4 samples: .* at most 1"):
+    with pytest.raises(
+        DataError, match=r"4 clients are too many for 4 samples: .* at most 1 \(of 12 samples 4 are set aside"
+    ):
         prepare(name, None, "iid", 4, 0, tmp_path, tuning=True)
 
 
