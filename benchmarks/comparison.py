@@ -330,6 +330,9 @@ def command(runs: list[Run]) -> str:
     options["set"] = [f"{key}={value}" for key, value in runs[0].settings.get("hyper", {}).items()]
     words = ["python", "benchmarks/run.py"]
     for key, value in options.items():
+        if isinstance(value, bool):  # a flag
+            words += ["--" + key.replace("_", "-")] * value
+            continue
         values = value if isinstance(value, list) else [value]
         if values:
             words += ["--" + key.replace("_", "-"), *map(str, values)]

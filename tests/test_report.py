@@ -488,6 +488,18 @@ def test_commands_name_every_setting(runs):
     ]
 
 
+def test_a_command_names_a_flag_where_it_was_set(tmp_path):
+    record(tmp_path, "fedavg", 0, [(0.4, 0.6)], tuning=False)
+    record(tmp_path / "more", "fedavg", 0, [(0.4, 0.6)], tuning=True)
+    for comparison in compare(load([tmp_path])):
+        words = shlex.split(comparison.commands[0])
+        assert (words.count("--tuning"), "False" in words, "True" in words) == (
+            comparison.apart == "tuning=True",
+            False,
+            False,
+        )
+
+
 def test_plots_show_the_figures(runs):
     comparisons = compare(load([runs]))
     looks = report.choose_looks(comparisons)
