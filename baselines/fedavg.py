@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.split import split_parameters
+from pfedpara.sharing import split_parameters
 from pfedpara.streams import stream_state
 
 EVALUATION_BATCH = 512  # samples

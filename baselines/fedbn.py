@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from baselines.fedavg import FedAvgTrainer
-from baselines.split import keep_private, own_tensors
+from pfedpara.sharing import keep_private, own_tensors
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # the first is that of BatchNorm and InstanceNorm
 

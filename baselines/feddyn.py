@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of, search
-from baselines.split import learned
+from pfedpara.sharing import learned
 
 
 class FedDynHyper(FedAvgHyper, frozen=True):

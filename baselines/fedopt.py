@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, search
-from baselines.split import learned
+from pfedpara.sharing import learned
 
 
 class FedAvgMHyper(FedAvgHyper, frozen=True):

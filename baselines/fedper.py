@@ -3,7 +3,7 @@
 The model is K_B base layers followed by K_P personalization layers. Clients train both by SGD on their own data
 (Algorithm 1); the server averages only the base layers, weighted by samples (Algorithm 2). The client's model after its
 local training is judged. No deviation beyond the shared clipping of baselines/fedavg.py. A layer is a module with
-tensors of its own, so that a norm layer counts as one, and a factored layer as one too (baselines/split.py).
+tensors of its own, so that a norm layer counts as one, and a factored layer as one too (pfedpara/sharing.py).
 """
 
 from typing import ClassVar
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from baselines.fedavg import FedAvgHyper, FedAvgTrainer, JudgedOn
-from baselines.split import Layer, keep_private, layers
+from pfedpara.sharing import Layer, keep_private, layers
 
 
 class FedPerHyper(FedAvgHyper, frozen=True):

@@ -13,7 +13,7 @@ shared clipping of baselines/fedavg.py.
 from pydantic import Field
 
 from baselines.fedper import FedPerHyper, FedPerTrainer
-from baselines.split import Layer
+from pfedpara.sharing import Layer
 
 
 class LGFedAvgHyper(FedPerHyper, frozen=True):

@@ -3,7 +3,7 @@
 from torch import nn
 
 from baselines.fedavg import FedAvgTrainer
-from baselines.split import keep_private
+from pfedpara.sharing import keep_private
 
 
 class LocalTrainer(FedAvgTrainer):

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_into, copy_of, search
-from baselines.split import learned
+from pfedpara.sharing import learned
 
 
 # w_i goes the share ηλ of the way to θ, and θ by its step size times λ towards w_i: both have to stay at 2 or below.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of, search
-from baselines.split import learned
+from pfedpara.sharing import learned
 
 
 class ScaffoldHyper(FedAvgHyper, frozen=True):

@@ -30,8 +30,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
 
-from benchmarks import cost
-from benchmarks.comparison import (
+from benchmarks.analysis.comparison import (
     REFERENCE,
     TARGET,
     Comparison,
@@ -43,6 +42,7 @@ from benchmarks.comparison import (
     load,
     mean_curve,
 )
+from benchmarks.perf import cost
 from benchmarks.terminal import printable
 
 LEGEND = (
@@ -62,8 +62,9 @@ LEGEND = (
 )
 
 LEGEND_OF_COST = (
-    "Seconds of a round: what benchmarks/cost.py computes from these bytes and the recorded run of benchmarks/perf.py "
-    "for a client on each of 100 ranks, and for 10,000 phones with 10 Mb/s each way, the server at 10 Gb/s; training "
+    "Seconds of a round: what benchmarks/perf/cost.py computes from these bytes and the recorded run of "
+    "benchmarks/perf/runtime.py, for a client on each of 100 ranks, and for 10,000 phones with 10 Mb/s each way, the "
+    "server at 10 Gb/s; training "
     f"takes what it took there on one core, one local epoch of {cost.SAMPLES} samples of 28 × 28 in batches of "
     f"{cost.BATCH} on the {cost.MODEL}, whatever the runs did. Other models, and methods not measured, are left out."
 )
@@ -381,7 +382,7 @@ def write(
     table.to_csv(out / "table.csv", index_label=levels, errors="backslashreplace")
     (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "analysis"),
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(value),
         trim_blocks=True,

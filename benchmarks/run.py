@@ -11,27 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
 
-from benchmarks.runtime import process
-from benchmarks.runtime.fork import share_imports
-from benchmarks.runtime.imports import defer_packages
+from benchmarks.runtime.launch import process
+from benchmarks.runtime.launch.fork import share_imports
+from benchmarks.runtime.launch.imports import defer_packages
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-    from benchmarks.experiment import Experiment
+    from benchmarks.federation.experiment import Experiment
 
 
 def load() -> None:
     """Imports what every rank needs, torch and FedML first of all."""
-    import benchmarks.options
-    import benchmarks.runtime.server
-    import benchmarks.screen  # noqa: F401
 
 
 def plan() -> list["Experiment"]:
     """Returns the experiments that the command line asks for and that are due."""
-    from benchmarks import options
+    from benchmarks.federation import options
     from data_partitions import DataError
 
     try:
@@ -58,7 +55,7 @@ def form() -> "TypeAdapter[list[Experiment]]":
     """Returns what writes and reads experiments as JSON, in which they go from rank 0 to the others."""
     from pydantic import TypeAdapter
 
-    from benchmarks.experiment import Experiment
+    from benchmarks.federation.experiment import Experiment
 
     return TypeAdapter(list[Experiment])
 
@@ -91,16 +88,16 @@ def main() -> None:
 
     import torch
 
-    from benchmarks.runtime.client import Worker
     from benchmarks.runtime.transport import MpiTransport
+    from benchmarks.runtime.worker import Worker
 
     torch.set_num_threads(1)
     transport = MpiTransport(group.comm, group.job, group.one_host)
     if group.comm.rank or group.comm.size == 1:
         nodes.append(Worker(transport, group.comm.rank or 1, experiments, group.local_rank))
     if group.comm.rank == 0:
+        from benchmarks.runtime.screen import Screen
         from benchmarks.runtime.server import Server
-        from benchmarks.screen import Screen
 
         nodes.append(Server(transport, experiments, Screen(len(experiments)), process.launched()))
     for node in nodes[:-1]:  # the last one's run() does that itself

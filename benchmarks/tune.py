@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
 
-from benchmarks.runtime.imports import defer_packages
+from benchmarks.runtime.launch.imports import defer_packages
 
 warnings.simplefilter("ignore")
 defer_packages()
@@ -36,10 +36,10 @@ import torch
 import yaml
 
 from baselines.fedavg import FedAvgHyper
-from benchmarks.config import Settings
-from benchmarks.methods import METHODS, build_trainer, find_method
-from benchmarks.models import MODELS
-from benchmarks.options import TUNED, Parser, UsageError
+from benchmarks.federation.models import MODELS
+from benchmarks.federation.options import TUNED, Parser, UsageError
+from benchmarks.federation.registry import METHODS, build_trainer, find_method
+from benchmarks.federation.settings import Settings
 from benchmarks.terminal import printable
 from data_partitions import DataError, open_store, prepare
 from data_partitions.partitioners import parse

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from baselines.split import split_parameters
 from pfedpara.hadamard import Composition, Method, start
 from pfedpara.layers import FACTORED
 from pfedpara.rank import check_gamma, fedpara_rank, lowrank_rank, maximal_rank
+from pfedpara.sharing import split_parameters
 
 __all__ = ["LayerSummary", "format_summary", "parameterize", "reconstruct", "split_parameters", "summarize"]
 

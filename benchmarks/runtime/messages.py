@@ -21,7 +21,7 @@ from fedml.core.distributed.communication.message import Message
 from torch import Tensor
 
 from baselines.fedavg import all_finite
-from benchmarks.ledger import Entry
+from benchmarks.federation.ledger import Entry
 
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS
 PARAMETERS = "parameters"

@@ -11,15 +11,15 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from baselines.fedavg import Params, all_finite
-from benchmarks import checkpoint, codec
-from benchmarks.config import sentence
-from benchmarks.experiment import Experiment, Run
-from benchmarks.ledger import Entry
-from benchmarks.record import ClientFigures
-from benchmarks.runtime.client import Node
+from benchmarks.federation import checkpoint, codec
+from benchmarks.federation.experiment import Experiment, Run
+from benchmarks.federation.ledger import Entry
+from benchmarks.federation.recorder import ClientFigures
+from benchmarks.federation.settings import sentence
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter, flatten, unflatten
+from benchmarks.runtime.screen import Screen
 from benchmarks.runtime.transport import MpiTransport
-from benchmarks.screen import Screen
+from benchmarks.runtime.worker import Node
 
 AHEAD = 2  # clients a worker has been sent and not yet answered: one trains, one waits
 

@@ -19,7 +19,7 @@ from fedml.core.distributed.communication.message import Message
 from fedml.core.distributed.communication.observer import Observer
 from mpi4py import MPI
 
-from benchmarks.ledger import Ledger
+from benchmarks.federation.ledger import Ledger
 from benchmarks.runtime.messages import decode, encode, enter, parse_header
 
 HEADER, BODY = 1, 3  # MPI tags

@@ -1,0 +1,285 @@
+"""What a run writes: config.yaml, rounds.csv, clients.csv, ledger.csv, summary.json, and TensorBoard's event file."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from benchmarks.federation import files
+from benchmarks.federation.ledger import Entry
+from benchmarks.terminal import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClientFigures:
+    """One client's figures on the model it would deploy, at the end of a round."""
+
+    accuracy: float  # fraction of its test split
+    loss: float  # mean test cross-entropy, nats
+    samples: int  # in its test split
+    validation_accuracy: float  # fraction of its validation split
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all clients have sent (up) and received (down) since the run began, and how often one was absent."""
+
+    parameters_up: int
+    parameters_down: int
+    bytes_up: int
+    bytes_down: int
+    parameters_to_model: int  # to be sent until the models that are judged are on the clients
+    bytes_to_model: int
+    dropped: int = 0  # participants that failed in a round
+    late: int = 0  # participants that the deadline shut out
+
+
+ROUND_COLUMNS = (
+    *("round", "accuracy_mean", "accuracy_std", "accuracy_worst_decile", "loss_mean"),
+    *("parameters_up", "parameters_down", "bytes_up", "bytes_down", "seconds"),
+    *("accuracy_received_mean", "validation_accuracy_mean", "dropped", "late"),
+    *("parameters_to_model", "bytes_to_model"),
+)
+CLIENT_COLUMNS = ("round", "client", "accuracy", "loss", "samples")
+TABLES = {"rounds.csv": ROUND_COLUMNS, "clients.csv": CLIENT_COLUMNS, "ledger.csv": Entry._fields}
+
+TAGS = {
+    "accuracy_mean": "accuracy/mean",
+    "accuracy_std": "accuracy/std over clients",
+    "accuracy_worst_decile": "accuracy/worst decile",
+    "accuracy_received_mean": "received accuracy/mean",
+    "validation_accuracy_mean": "validation accuracy/mean",
+    "loss_mean": "loss/mean",
+    "parameters_to_model": "traffic up to the model/parameters",
+    "bytes_to_model": "traffic up to the model/bytes",
+    "seconds": "seconds/training and evaluation",
+}
+"""TensorBoard's name of a column of rounds.csv. Its page of hyper-parameters shows the five tags that come first in the
+alphabet: with these names, accuracy, its spread and worst decile, and what was transmitted."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a table held when a checkpoint was written: its first so many bytes, and their SHA-256."""
+
+    size: int
+    sha256: str
+
+
+class Table:
+    """A CSV file to which this run alone adds rows."""
+
+    def __init__(self, path: Path, columns: Iterable[str], kept: Extent | None) -> None:
+        """Begins the file with its header, or cuts it to what was ``kept`` of it, as ``check_tables`` saw it."""
+        self.path = path
+        if kept:
+            with files.naming(path):
+                os.truncate(path, kept.size)
+                self.size, self.content = kept.size, hashlib.sha256(path.read_bytes())
+        else:
+            header = (",".join(columns) + "\n").encode()
+            self.size, self.content = files.write(path, header), hashlib.sha256(header)
+
+    def add(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Adds ``rows``. Floats keep every bit (repr). Raises as ``files.append``."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        content = text.getvalue().encode()
+        self.size = files.append(self.path, content, self.size)
+        self.content.update(content)
+
+    def read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(self.size, self.content.hexdigest())
+
+
+def check_tables(directory: Path, kept: Mapping[str, Extent]) -> None:
+    """Raises ValueError unless each table in ``directory`` still begins with what was ``kept`` of it."""
+    if kept.keys() != TABLES.keys():
+        raise ValueError(f"it names other tables than {', '.join(TABLES)}")
+    for name, columns in TABLES.items():
+        size = kept[name].size
+        try:
+            if (there := (directory / name).stat().st_size) < size:
+                raise ValueError(f"{name} does not reach it: {there} of the {size} bytes that it had then")
+            with (directory / name).open("rb") as file:
+                content = file.read(size)
+        except OSError as error:
+            raise ValueError(f"{name}: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != kept[name].sha256:
+            raise ValueError(f"{name} holds other rows than it did then")
+        if not content.startswith((",".join(columns) + "\n").encode()):
+            raise ValueError(f"{name} has other columns than this program writes")
+
+
+def whose(client: int | None) -> str:
+    """Returns who left the finite numbers, in words: a client, or the server's aggregate."""
+    return "server" if client is None else f"client {client}"
+
+
+def summarize_clients(figures: Mapping[int, float]) -> dict[str, Any]:
+    """Returns mean, std, worst_decile and per_client of one figure per client; every client counts alike.
+
+    ``std`` is the population's, over clients. ``worst_decile`` is the mean of the lowest ⌈n/10⌉ of n clients.
+    ``per_client`` lists the figures in the order of the clients' numbers.
+    """
+    per_client = [float(figures[client]) for client in sorted(figures)]
+    worst = sorted(per_client)[: math.ceil(len(per_client) / 10)]
+    return {
+        "mean": float(np.mean(per_client)),
+        "std": float(np.std(per_client)),
+        "worst_decile": float(np.mean(worst)),
+        "per_client": per_client,
+    }
+
+
+class Recorder:
+    """The files of one run."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        heat_map: Callable[[], "Figure"],
+        kept: Mapping[str, Extent] | None = None,
+    ) -> None:
+        """Creates the run's ``directory``. Of an earlier start, the rows that were ``kept`` stay in its tables.
+
+        ``config`` holds plain values, the method's hyper-parameters under ``hyper``.
+        Raises OSError where the directory cannot be written.
+        """
+        from benchmarks.federation.board import Board
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self.config, self.directory = config, directory
+        (directory / "summary.json").unlink(missing_ok=True)  # it vouches for a run that has ended
+        files.write(
+            directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
+        )
+        self.tables = {name: Table(directory / name, TABLES[name], (kept or {}).get(name)) for name in TABLES}
+        # The event file is written anew from the rows that stay: purge_step counts rounds, so it would hide every point
+        # whose step is a number of parameters.
+        for events in directory.glob("events.out.tfevents.*"):
+            events.unlink()
+        self.board = Board(directory)
+        self.board.add_figure("partition/samples per class and client", heat_map())
+        accuracies = defaultdict(list)
+        for row in self.tables["clients.csv"].read():
+            accuracies[row["round"]].append(float(row["accuracy"]))
+        for row in self.tables["rounds.csv"].read():
+            self._plot({key: float(text) for key, text in row.items() if text}, accuracies[row["round"]])
+        self.board.flush()
+
+    def round(
+        self,
+        number: int,
+        figures: Mapping[int, ClientFigures],
+        received_accuracy: Mapping[int, float],
+        totals: Totals,
+        seconds: float,
+    ) -> None:
+        """Adds round ``number``, counted from 1.
+
+        ``figures`` has at least one client. ``received_accuracy`` is each client's test accuracy on the new aggregate
+        with its private tensors, before it trains again; it may be empty. ``seconds`` is the run's time so far.
+        """
+        clients = sorted(figures.items())
+        accuracy = summarize_clients({client: f.accuracy for client, f in clients})
+        row = {
+            "round": number,
+            **{f"accuracy_{key}": accuracy[key] for key in ("mean", "std", "worst_decile")},
+            "loss_mean": float(np.mean([f.loss for _, f in clients])),
+            **vars(totals),
+            "seconds": seconds,
+            "validation_accuracy_mean": float(np.mean([f.validation_accuracy for _, f in clients])),
+        }
+        if received_accuracy:
+            row["accuracy_received_mean"] = summarize_clients(received_accuracy)["mean"]
+        self.tables["clients.csv"].add((number, c, f.accuracy, f.loss, f.samples) for c, f in clients)
+        self.tables["rounds.csv"].add([[row.get(column, "") for column in ROUND_COLUMNS]])
+        self._plot(row, accuracy["per_client"])
+        self.board.flush()
+
+    def ledger(self, entries: Iterable[Entry]) -> None:
+        """Adds what was sent, message by message."""
+        self.tables["ledger.csv"].add(entries)
+
+    def weights(self, number: int, weights: Mapping[str, "Tensor"]) -> None:
+        """Adds a histogram of each of the global model's ``weights`` after round ``number`` to TensorBoard."""
+        for name, weight in weights.items():
+            self.board.add_histogram(f"weights/{name}", weight, number)
+
+    def _plot(self, row: Mapping[str, float], accuracies: list[float]) -> None:
+        """Adds one row of rounds.csv and the clients' accuracies of that round to TensorBoard."""
+        number = int(row["round"])
+        for column, tag in TAGS.items():
+            if column in row:
+                self.board.add_scalar(tag, row[column], number)
+        parameters = int(row["parameters_up"] + row["parameters_down"])
+        self.board.add_scalar("communication/parameters", parameters, number)
+        self.board.add_scalar("communication/bytes", row["bytes_up"] + row["bytes_down"], number)
+        if parameters:  # a method that sends nothing would be one vertical line
+            self.board.add_scalar("communication/personalized accuracy by parameters", row["accuracy_mean"], parameters)
+        self.board.add_histogram("clients/accuracy", np.array(accuracies), number)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, whole or not at all, and the run's line on TensorBoard's page of hyper-parameters.
+
+        Numbers that are not finite become null. A summary with ``diverged`` is marked so on that page.
+        Raises OSError where a file of the run has vanished meanwhile.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        self.sync()
+        text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
+        outcome = "diverged" if "diverged" in summary else "finished"
+        values = {**self.config, **self.config.get("hyper", {}), "label": summary.get("label"), "outcome": outcome}
+        values.pop("partition_sha256", None)  # a column as wide as all others
+        values = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+        values = {key: printable(value) if isinstance(value, str) else value for key, value in values.items()}
+        # Not add_hparams: it opens a second run, and TensorBoard takes the columns of the page from whichever run's
+        # experiment record it meets first. Without one it joins the settings of all runs.
+        _, start, end = hparams(values, {})
+        self.board.add_summary(start)
+        self.board.add_summary(end)
+        self.board.flush()
+        files.write(self.directory / "summary.json", f"{text}\n".encode(errors="backslashreplace"))
+
+    def sync(self) -> dict[str, Extent]:
+        """Brings all files to the disk, so that a checkpoint never knows more rounds than they do.
+
+        Returns how much of each table is there. Raises OSError where a file has vanished.
+        """
+        for path in (self.directory / "config.yaml", self.board.path, *(table.path for table in self.tables.values())):
+            files.sync(path)
+        return {name: table.extent for name, table in self.tables.items()}
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def _finite(value: Any) -> Any:
+    """Returns ``value`` with None in place of each float that JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,148 @@
+"""The settings of one experiment, validated; every default of the command line in one place."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from benchmarks.federation.codec import UNQUANTIZED, Format
+from data_partitions.partitioners import parse
+
+# What a run does on the way, without any effect on its figures.
+CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "comm_timeout", "histograms"}
+
+
+class Settings(BaseModel):
+    """One run: a method on a partition with a seed. Raises pydantic's ValidationError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    algo: str = Field("pfedpara", description="methods, one after another in one process group; 'help' lists them")
+    dataset: str = Field(
+        "mnist5k",
+        description="mnist5k | mnist | fashion-mnist | emnist | femnist | femnist10 | cifar10 | cifar100 | cinic10 | "
+        "shakespeare | npz:PATH | h5:PATH",
+    )
+    data_dir: Path = Field(Path("data"), description="where raw data lies or is downloaded to")
+    partition: str = Field(
+        "dirichlet:0.5",
+        description="who has which samples, one run each: iid | dirichlet:ALPHA | shards:K | classes:K | "
+        "quantity:ALPHA | natural",
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="share of each client's training samples that is kept")
+    tuning: bool = Field(False, description="train on the half of the data set that is set aside for tuning")
+    clients: int = Field(10, ge=1, description="clients that hold data")
+    clients_per_round: int = Field(
+        10, ge=1, description="clients drawn for each round; all where fewer are not asked for"
+    )
+    rounds: int = Field(30, ge=1, description="rounds of communication")
+    parameterization: Literal["dense", "fedpara", "pfedpara", "lowrank"] = Field(
+        "dense",
+        description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank; by "
+        "default the method's own",
+    )
+    quantize: Format = Field(
+        "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
+    )
+    quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
+    model: str = Field("mlp", description="mlp | cnn | cnn-bn | vgg16 | resnet18 | lstm")
+    seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
+    out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
+    eval_every: int = Field(1, ge=0, description="judge the clients each N rounds and after the last; 0: only then")
+    checkpoint_every: int = Field(
+        10, ge=0, description="write a checkpoint each N rounds and after the last; 0: only then"
+    )
+    checkpoint_minutes: float = Field(
+        0, ge=0, description="write a checkpoint too where the last is older than M minutes; 0: not"
+    )
+    comm_timeout: float = Field(
+        1800,
+        ge=0,
+        description="end the job when an answer is due and no rank has said anything for S seconds; 0: never",
+    )
+    state_dir: Path | None = Field(
+        None, description="keep the clients' private states in files under DIR, not in memory"
+    )
+    dropout: float = Field(
+        0, ge=0, le=1, description="probability that a participant fails in a round, after it received the model"
+    )
+    stragglers: float = Field(
+        0, ge=0, le=1, description="probability that a participant is slowed down in a round, 1 to 10 times (uniform)"
+    )
+    deadline: float = Field(
+        0,
+        ge=0,
+        description="close a round without the participants whose simulated time (samples x epochs x slowdown) is "
+        "above X times the median participant's; 0: wait for all",
+    )
+    threads: int = Field(
+        1, ge=1, description="threads of a rank's kernels; other bits than with 1, the same only for the same N"
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where clients train: cpu | cuda, where the ranks of a host take its GPUs in turn"
+    )
+    histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
+    hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
+    tuned: list[str] = Field([], description="those of them that benchmarks/tuned.yaml says")
+
+    @field_validator("dataset")
+    @classmethod
+    def _canonical_dataset(cls, dataset: str) -> str:
+        kind, _, path = dataset.partition(":")
+        return f"{kind}:{Path(path)}" if path else dataset
+
+    @field_validator("partition")
+    @classmethod
+    def _canonical_partition(cls, partition: str) -> str:
+        return parse(partition).spec
+
+    @model_validator(mode="after")
+    def _unicode(self) -> "Settings":
+        for name, value in self:
+            if isinstance(value, str | Path):
+                try:
+                    str(value).encode()
+                except UnicodeEncodeError:
+                    option = name.replace("_", "-")
+                    raise ValueError(f"--{option}: {str(value)!r} is not UTF-8; give a name that is") from None
+        return self
+
+    @model_validator(mode="after")
+    def _participants(self) -> "Settings":
+        if self.clients_per_round > self.clients:
+            raise ValueError(
+                f"--clients-per-round must be at most --clients ({self.clients}), got {self.clients_per_round}"
+            )
+        if self.stragglers and not self.deadline:
+            raise ValueError(f"--stragglers needs a --deadline above 0, got --stragglers {self.stragglers} alone")
+        return self
+
+    @property
+    def variant(self) -> str:
+        """The method on its weights: what is tuned."""
+        return self.algo if self.parameterization in (self.algo, "dense") else f"{self.algo}-{self.parameterization}"
+
+    @property
+    def label(self) -> str:
+        """The method, with what else was chosen that is not its own."""
+        ways = {"": self.quantize, "down": self.quantize_down}
+        codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
+        return self.variant + "".join(codec)
+
+    @property
+    def directory(self) -> Path:
+        dataset = self.dataset if ":" not in self.dataset else Path(self.dataset.partition(":")[2]).stem
+        return self.out / f"{dataset}-{self.partition}" / self.label / f"seed{self.seed}"
+
+    def record(self) -> dict[str, Any]:
+        """Returns what tells this experiment from another, as plain values for ``config.yaml``."""
+        return self.model_dump(mode="json", exclude=CONDUCT)
+
+
+def sentence(error: ValidationError) -> str:
+    """Returns the first of pydantic's complaints as one sentence that names option and value."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # of a validator above
+        return str(first["ctx"]["error"])
+    option = str(first["loc"][0]).replace("_", "-")
+    return f"--{option}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

@@ -1,0 +1,76 @@
+"""What registered clients cost that do not take part: time per participating client, and memory, from 10 to 1,000.
+
+    python -m benchmarks.perf.clients            # on an otherwise idle machine; about two minutes
+
+Every client has 50 made-up samples (35 to train on), five take part in a round; pFedMe, whose private state is a whole
+model. Evaluation and checkpoints, which concern all clients, are due after the last round only and not in the times; a
+participant's own model is judged when it has trained, as always where not all take part.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pfedpara.streams import stream_seed
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = 50
+
+
+def pss(launcher: psutil.Process) -> int:
+    """Returns the bytes that the job's ranks hold together, shared pages counted once."""
+    ranks = [p for p in launcher.children(recursive=True) if p.name().startswith("python")]
+    return sum(p.memory_full_info().pss for p in ranks)
+
+
+def measure(ranks: int, clients: int, participants: int, rounds: int, folder: Path) -> tuple[float, float]:
+    """Returns milliseconds per participating client, and the largest memory of all ranks together (PSS, MB)."""
+    data, out = folder / f"{clients}.npz", folder / f"{ranks}-{clients}-{participants}"
+    if not data.exists():
+        stream = np.random.default_rng(stream_seed("made-up digits", clients))
+        x = stream.integers(0, 256, (clients * SAMPLES, 28, 28), np.uint8)
+        np.savez(data, x=x, y=np.arange(len(x)) % 10)
+    command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--algo", "pfedme"]
+    command += ["--dataset", f"npz:{data}", "--partition", "iid", "--clients", str(clients), "--rounds", str(rounds)]
+    command += ["--clients-per-round", str(participants), "--epochs", "1", "--batch-size", "10", "--lr", "0.01"]
+    command += ["--set", "pfedme.personal_lr=0.01", "--eval-every", "0", "--checkpoint-every", "0", "--out", str(out)]
+    job = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    peak = 0
+    while job.poll() is None:
+        try:
+            peak = max(peak, pss(psutil.Process(job.pid)))
+            job.wait(timeout=0.5)
+        except (subprocess.TimeoutExpired, psutil.Error):
+            continue
+    if job.returncode:
+        raise SystemExit(job.returncode)
+    summary = json.loads(next(out.rglob("summary.json")).read_text())
+    return 1000 * summary["seconds"]["training"] / (rounds * participants), peak / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3, 11])
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 1000])
+    parser.add_argument("--participants", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    print(f"{options.participants} participants a round, {options.rounds} rounds")
+    print("  -np  registered  ms per participant  ratio  memory (PSS)")
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in options.ranks:
+            first = None
+            for clients in options.clients:
+                taken, memory = measure(ranks, clients, options.participants, options.rounds, Path(folder))
+                first = first or taken
+                print(f"  {ranks:3}  {clients:10,}  {taken:18.2f}  {taken / first:5.2f}  {memory:9,.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

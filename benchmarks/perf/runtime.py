@@ -1,0 +1,301 @@
+"""What the runtime costs, side by side in one go: this runtime, plain PyTorch loops, and FedML's own MPI wiring.
+
+    python -m benchmarks.perf.runtime            # on an otherwise idle machine; about five minutes
+
+The work is the same everywhere: FedAvg, 10 clients of 500 samples, the mlp, batches of 32, one local epoch, no
+evaluation. Times are per round; what counts is the ratio to the plain loop, since machines differ. Then what messages
+cost, and what ``benchmarks/perf/cost.py`` makes of both: seconds per round of each method, here and elsewhere.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+
+from benchmarks.perf import cost
+from benchmarks.perf.cost import BATCH, MODEL, SAMPLES
+from pfedpara.streams import stream_seed
+
+CLIENTS, LR, CLIP = 10, 0.05, 5.0
+RANKS = (2, 3, 6, 11)
+PARAMETERS = (200_000, 1_600_000, 15_000_000)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def digits(client: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a client's made-up samples: x uint8 (500, 28, 28), y int64 (500,)."""
+    stream = np.random.default_rng(stream_seed("made-up digits", client))
+    return stream.integers(0, 256, (SAMPLES, 28, 28), np.uint8), stream.integers(0, 10, SAMPLES)
+
+
+def model() -> Any:
+    from benchmarks.federation.models import build_model
+
+    return build_model(MODEL, (28, 28), 10, (0.5,), (0.5,))
+
+
+def plain_loop(rounds: int) -> list[float]:
+    """FedAvg as anybody would write it in one process. Returns the seconds of each round."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    torch.set_num_threads(1)
+    data = [tuple(map(torch.from_numpy, digits(client))) for client in range(CLIENTS)]
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+    shared = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        updates = []
+        for x, y in data:
+            net.load_state_dict(shared)
+            for batch in torch.randperm(len(y)).split(BATCH):
+                optimizer.zero_grad()
+                F.cross_entropy(net(x[batch]), y[batch]).backward()
+                nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+                optimizer.step()
+            updates.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+        shared = {name: sum(update[name] for update in updates) / CLIENTS for name in shared}
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def vectorized_loop(rounds: int) -> list[float]:
+    """The same with a step of all clients at once, on their stacked weights. Returns the seconds of each round."""
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+    from torch.func import functional_call, grad, vmap
+
+    x, y = map(torch.from_numpy, map(np.stack, zip(*map(digits, range(CLIENTS)), strict=True)))  # (K, n, …), (K, n)
+    net, client = model(), torch.arange(CLIENTS)[:, None]
+    shared = {name: parameter.detach() for name, parameter in net.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(net, weights, (x,)), y)
+
+    gradients_of = vmap(grad(loss))
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        weights = {name: tensor.expand(CLIENTS, *tensor.shape).clone() for name, tensor in shared.items()}
+        order = torch.stack([torch.randperm(SAMPLES) for _ in range(CLIENTS)])
+        for batch in order.split(BATCH, dim=1):  # (K, B)
+            gradients = gradients_of(weights, x[client, batch], y[client, batch])
+            squares = [gradient.flatten(1).square().sum(1) for gradient in gradients.values()]
+            scale = LR * (CLIP / torch.stack(squares).sum(0).sqrt()).clamp(max=1)  # (K,)
+            for name, gradient in gradients.items():
+                weights[name] -= scale.view(-1, *[1] * (gradient.dim() - 1)) * gradient
+        shared = {name: tensor.mean(0) for name, tensor in weights.items()}
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def stock_fedml(rounds: int, out: Path) -> None:
+    """One rank of the same work under FedML's own MPI managers, trainer and all. Rank 0 writes its times to ``out``."""
+    import logging
+
+    import torch
+    from fedml.simulation.mpi.fedavg.FedAvgAPI import FedML_FedAvg_distributed
+    from fedml.simulation.mpi.fedavg.FedAvgServerManager import FedAVGServerManager
+    from mpi4py import MPI
+    from torch.utils.data import TensorDataset
+
+    from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer
+
+    ends: list[float] = []
+
+    class NotingAggregator(FedAvgAggregator):
+        def set_model_params(self, model_parameters: dict[str, torch.Tensor]) -> None:
+            super().set_model_params(model_parameters)
+            ends.append(time.monotonic())
+
+    comm = MPI.COMM_WORLD
+    logging.disable()
+    torch.set_num_threads(1)
+    args = SimpleNamespace(
+        comm_round=rounds,
+        client_num_in_total=CLIENTS,
+        client_num_per_round=CLIENTS,
+        backend="MPI",
+        dataset="made-up",
+        frequency_of_the_test=rounds,
+        random_seed=0,
+        round_idx=0,
+        **FedAvgHyper(lr=LR, epochs=1, batch_size=BATCH, clip_norm=CLIP).model_dump(),
+    )
+    trainer = FedAvgTrainer(model(), args)
+    aggregator = NotingAggregator(trainer.model, args)
+    data = {c: TensorDataset(*map(torch.from_numpy, digits(c))) for c in range(CLIENTS)}
+    sizes = dict.fromkeys(range(CLIENTS), SAMPLES)
+
+    def finish(server: FedAVGServerManager) -> None:
+        out.write_text(json.dumps(ends))
+        comm.Abort(0)  # FedML's own way to end an MPI job hangs now and then
+
+    FedAVGServerManager.finish = finish
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    dataset = [SAMPLES * CLIENTS, SAMPLES * CLIENTS, data[0], data[0], sizes, data, data, 10]
+    FedML_FedAvg_distributed(
+        args, comm.rank, comm.size, comm, torch.device("cpu"), dataset, trainer.model, trainer, aggregator
+    )
+
+
+def pss(launcher: psutil.Process) -> int:
+    """Returns the bytes that the ranks hold together, shared pages counted once."""
+    ranks = [p for p in launcher.children(recursive=True) if p.name().startswith("python")]
+    return sum(p.memory_full_info().pss for p in ranks)
+
+
+def watch(command: list[str], ready: Path) -> dict[str, float]:
+    """Runs ``command``. Returns seconds in all and the largest PSS seen, in GB, once a file matches ``ready``."""
+    begin, peak = time.monotonic(), 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        process = psutil.Process(job.pid)
+        while job.poll() is None:
+            time.sleep(0.5)
+            if ready.exists():
+                try:
+                    peak = max(peak, pss(process))
+                except psutil.Error:  # a rank has just left
+                    continue
+    return {"begin": begin, "end": time.monotonic(), "pss": peak / 1e9}
+
+
+def this_runtime(ranks: int, rounds: int, folder: Path) -> dict[str, float]:
+    samples = folder / "samples.npz"
+    if not samples.exists():
+        # 70 % of a client's samples are its training split.
+        n = round(SAMPLES * CLIENTS / 0.7)
+        x, y = zip(*(digits(client) for client in range(-(-n // SAMPLES))), strict=True)
+        np.savez(samples, x=np.concatenate(x)[:n], y=np.concatenate(y)[:n])
+    out = folder / f"np{ranks}"
+    options = f"--algo fedavg --partition iid --rounds {rounds} --epochs 1 --batch-size {BATCH} --lr {LR}"
+    command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--dataset", f"npz:{samples}"]
+    command += [*options.split(), "--clip-norm", str(CLIP), "--eval-every", "0", "--checkpoint-every", "0"]
+    run = out / "samples-iid" / "fedavg" / "seed0"
+    seen = watch([*command, "--out", str(out)], run / "rounds.csv")
+    summary = json.loads((run / "summary.json").read_text())
+    return {
+        "ready": summary["seconds"]["startup"],
+        "round": summary["seconds"]["training"] / rounds,
+        "leaving": seen["end"] - seen["begin"] - summary["seconds"]["total"],
+        "pss": seen["pss"],
+    }
+
+
+def fedml_runtime(rounds: int, folder: Path) -> dict[str, float]:
+    out = folder / "stock.json"
+    me = [sys.executable, "-W", "ignore", "-m", "benchmarks.perf.runtime", "--rounds", str(rounds), "--stock", str(out)]
+    seen = watch(["mpirun", "-np", str(CLIENTS + 1), *me], Path("/"))
+    ends = json.loads(out.read_text())
+    each = statistics.median(np.diff(ends))
+    return {"ready": ends[0] - seen["begin"] - each, "round": each, "leaving": float("nan"), "pss": seen["pss"]}
+
+
+def messages(*options: str) -> dict[str, Any]:
+    """Returns what ``perf_messages.py`` prints."""
+    command = ["mpirun", "-np", str(CLIENTS + 1), sys.executable, "-W", "ignore", "-m", "benchmarks.perf.messages"]
+    done = subprocess.run(
+        [*command, *options, *map(str, PARAMETERS)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    return {"seconds": {int(n): seconds for n, seconds in found["seconds"].items()}, "idle": found["idle"]}
+
+
+def methods() -> dict[str, dict[str, float]]:
+    """Returns of each method the seconds of one client's training on one core, and the bytes it sends each way."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from benchmarks.federation.registry import METHODS
+
+    data, found = TensorDataset(*map(torch.from_numpy, digits(0))), {}
+    for name, method in METHODS.items():
+        args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=CLIENTS)
+        vars(args).update(method.Hyper(epochs=1, batch_size=BATCH).model_dump())
+        try:
+            trainer = method(model(), args)
+        except ValueError:  # it needs another model
+            continue
+        trainer.set_id(0)
+        trainer.update_dataset(data, data, SAMPLES)
+        seconds = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            trainer.train(data, torch.device("cpu"), args)
+            seconds.append(time.perf_counter() - begin)
+        sent = sum(tensor.numel() * tensor.element_size() for tensor in trainer.get_model_params().values())
+        found[name] = {"train": round(statistics.median(seconds), 5), "sent": sent}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of each job (default: 40)")
+    parser.add_argument("--record", action="store_true", help=f"write the model's constants to {cost.RECORDED.name}")
+    parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stock:
+        stock_fedml(options.rounds, options.stock)
+        return
+    loop = statistics.median(plain_loop(options.rounds))
+    print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}")
+    vectorized = statistics.median(vectorized_loop(options.rounds))
+    print(f"its clients vectorized (torch.func.vmap): {vectorized * 1e3:.0f} ms a round, {vectorized / loop:.2f} ×\n")
+    print(f"{'':24} {'round':>9} {'× loop':>7} {'ready':>8} {'leaving':>8} {'PSS':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {f"this runtime, -np {n}": this_runtime(n, options.rounds, Path(folder)) for n in RANKS}
+        rows["stock FedML, -np 11"] = fedml_runtime(options.rounds, Path(folder))
+    for name, row in rows.items():
+        print(
+            f"{name:24} {row['round'] * 1e3:6.0f} ms {row['round'] / loop:7.2f} {row['ready']:6.1f} s "
+            f"{row['leaving']:6.1f} s {row['pss']:5.2f} GB"
+        )
+    again = statistics.median(plain_loop(options.rounds))
+    print(f"\nplain loop again: {again * 1e3:.0f} ms a round (how steady this machine was)")
+
+    here, stock = messages(), messages("--stock")
+    print(f"\nto {CLIENTS} ranks and back    {'here':>9} {'FedML':>9}")
+    for n in PARAMETERS:
+        ours, theirs = here["seconds"][n], stock["seconds"][n]
+        print(f"{n:>12,} parameters {ours * 1e3:6.0f} ms {theirs * 1e3:6.0f} ms {theirs / ours:5.1f} ×")
+    print(f"{CLIENTS} waiting ranks, of a core {here['idle']:7.1%} {stock['idle']:9.1%}")
+
+    by_method, cores = methods(), len(os.sched_getaffinity(0))
+    seconds = {n - 1: rows[f"this runtime, -np {n}"]["round"] for n in RANKS}
+    constants, train = cost.fit(seconds, here["seconds"], CLIENTS, int(by_method["fedavg"]["sent"]), cores)
+    print(f"\nfitted: {constants.serialise * 1e9:.2f} ns a byte, {constants.wait * 1e3:.1f} ms a round, ", end="")
+    print(f"{train * 1e3:.1f} ms a client (alone: {by_method['fedavg']['train'] * 1e3:.1f})")
+    for workers, measured in seconds.items():
+        model = cost.local_round(constants, train, CLIENTS, int(by_method["fedavg"]["sent"]), min(workers, cores))
+        print(f"  -np {workers + 1}: {measured * 1e3:.0f} ms, fitted {model.total * 1e3:.0f}", end="")
+        print(" = " + " + ".join(f"{part} {value * 1e3:.0f}" for part, value in model._asdict().items()))
+    if options.record:
+        cost.RECORDED.write_text(yaml.safe_dump({"constants": constants._asdict(), "methods": by_method}))
+    print(f"\n{'seconds per round':18} {'here':>8} {'100 ranks, 10 Gb/s':>20} {'10,000 phones, 10 Mb/s':>24}")
+    for name, one in by_method.items():
+        sent = int(one["sent"])
+        figures = (
+            cost.local_round(constants, one["train"], CLIENTS, sent, cores),
+            cost.cluster_round(constants, one["train"], sent),
+            cost.phones_round(constants, one["train"], sent),
+        )
+        print(f"{name:18} {figures[0].total:8.3f} {figures[1].total:20.3f} {figures[2].total:24.2f}")
+
+
+if __name__ == "__main__":
+    main()

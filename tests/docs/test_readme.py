@@ -1,0 +1,139 @@
+"""The README's commands, run as they stand there."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+README = (ROOT / "README.md").read_text()
+# What the README tells a reader to type, and the test that types it.
+TYPED_ELSEWHERE = {
+    "./run_tests.sh": "the suite that is running",
+    "source .venv/bin/activate": "the environment that is active",
+}
+
+
+def commands() -> list[str]:
+    """Every command line in the README's shell blocks, without its comment."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """What a clone holds: the files that git knows or would add."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def type_in(command: str, folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=timeout)
+
+
+def test_one_method(project: Path) -> None:
+    (command,) = [line for line in commands() if line.startswith("mpirun -np 11")]
+    done = type_in(f"{command} --rounds 3", project, 150)  # README: 30 rounds; the rest of the command is the same
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "round 3/3  accuracy 0." in done.stdout
+
+
+def test_partitions_are_built_and_shown(project: Path) -> None:
+    lines = [line for line in commands() if line.startswith("python -m data_partitions")]
+    assert len(lines) == 3
+    for line in lines:
+        done = type_in(line, project, 60)
+        assert (done.returncode, done.stderr) == (0, ""), line
+
+
+@pytest.mark.slow
+def test_quick_comparison_and_what_follows(project: Path) -> None:
+    assert "./run_all.sh --quick" in commands()
+    begin = time.monotonic()
+    done = type_in("./run_all.sh --quick", project, 400)
+    assert done.returncode == 0, done.stderr
+    print(f"--quick took {time.monotonic() - begin:.0f} s")
+    for method in ("pfedpara", "fedper", "pfedme", "fedavg", "local"):
+        assert re.search(rf"{method} +1 +\d\d\.\d", done.stdout), done.stdout
+    assert (project / "runs" / "quick" / "report" / "index.html").exists()
+    again = type_in("./run_all.sh --quick", project, 100)
+    assert "every run asked for is finished" in again.stdout
+
+    assert "tensorboard --logdir runs" in commands()
+    with subprocess.Popen(
+        ["tensorboard", "--logdir", "runs", "--port", "0", "--bind_all"], cwd=project, stderr=subprocess.PIPE, text=True
+    ) as board:
+        try:
+            assert board.stderr is not None
+            address = next(m[1] for line in board.stderr if (m := re.search(r"(http://\S+:\d+)/", line)))
+            port = address.rpartition(":")[2]
+            for _ in range(60):
+                with urllib.request.urlopen(f"http://localhost:{port}/data/plugin/scalars/tags") as page:
+                    tags = page.read().decode()
+                if "accuracy/mean" in tags:
+                    break
+                time.sleep(0.5)
+            assert "accuracy/mean" in tags
+        finally:
+            board.send_signal(signal.SIGTERM)
+
+
+def test_python_examples_run(project: Path) -> None:
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert examples
+    for example in examples:
+        done = subprocess.run(
+            [sys.executable, "-c", example],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    covered = (
+        "mpirun -np 11",
+        "python -m data_partitions",
+        "./run_all.sh --quick",
+        "tensorboard --logdir runs",
+        *TYPED_ELSEWHERE,
+    )
+    assert [line for line in commands() if not line.startswith(covered)] == []
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["benchmarks/run.py", "benchmarks/report.py", "benchmarks/tune.py"]
+    + [f"-m benchmarks.perf.{name}" for name in ("runtime", "layers", "stability")],
+)
+def test_every_script_explains_itself(script: str) -> None:
+    done = type_in(f"{sys.executable} {script} --help", ROOT, 60)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+def test_files_and_options_that_it_names_exist() -> None:
+    for path in re.findall(r"`((?:benchmarks|baselines|pfedpara|data_partitions|tests)/[\w/.]+)`", README):
+        assert (ROOT / path).exists(), path
+    programs = "benchmarks/run.py", "benchmarks/report.py", "-m benchmarks.perf.runtime", "-m benchmarks.perf.stability"
+    programs += "-m data_partitions build", "-m pfedpara.inspect"
+    known = "".join(type_in(f"{sys.executable} {program} --help", ROOT, 60).stdout for program in programs)
+    named = set(re.findall(r"`(--[a-z-]+)[ `]", README)) - {"--quick"}  # of run_all.sh, which has no help
+    assert [option for option in named if option not in known] == []

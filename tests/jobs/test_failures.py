@@ -1,0 +1,125 @@
+"""Jobs in which training, a client or a worker goes wrong: what diverged is recorded, the rest ends in one sentence."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import DOWN_WITHIN, alive, directory, rows, run, summary, wait_until
+
+SHORT = ("--rounds", "2", "--epochs", "1")
+
+
+def test_a_diverged_run_is_recorded_and_the_next_method_goes_on(tmp_path: Path) -> None:
+    wild = ("--set", "fedavg.lr=1e30", "fedavg.clip_norm=0")
+    done = run("--algo", "fedavg", "local", *SHORT, *wild, "--out", str(tmp_path), ranks=3)
+    assert done.returncode == 0
+    (sentence,) = done.stderr.splitlines()
+    diverged = summary(tmp_path, "fedavg")["diverged"]
+    for fact in ("fedavg", f"client {diverged['client']}", f"round {diverged['round']}", "1e+30"):
+        assert fact in sentence
+    assert (diverged["round"], diverged["lr"]) == (1, 1e30)
+    assert summary(tmp_path, "fedavg")["accuracy"] is None
+    assert "diverged" not in summary(tmp_path, "local")
+    assert len(rows(directory(tmp_path, "local") / "rounds.csv")) == 2
+
+
+BREAK = """
+import time
+from pathlib import Path
+from pfedpara.trainer import PFedParaTrainer
+
+train = PFedParaTrainer.train
+def broken(self, *args):
+    if (self.id, self.args.round_idx) == (3, 1):
+        Path("{mark}").write_text(str(time.monotonic()))
+        raise RuntimeError("a wheel came off")
+    return train(self, *args)
+PFedParaTrainer.train = broken
+"""
+"""Client 3 fails in round 2."""
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_failing_client_ends_the_job_in_one_sentence(tmp_path: Path, ranks: int) -> None:
+    out, mark = tmp_path / "out", tmp_path / "mark"
+    options = ("--algo", "pfedpara", "fedavg", *SHORT, "--out", str(out))
+    done = run(*options, ranks=ranks, before=BREAK.format(mark=mark))
+    assert wait_until(lambda: not alive([], out), DOWN_WITHIN)
+    assert time.monotonic() - float(mark.read_text()) < DOWN_WITHIN
+    assert done.returncode != 0
+    (sentence,) = done.stderr.splitlines()
+    for fact in ("error: ", "client 3", "round 2", "a wheel came off"):
+        assert fact in sentence
+    assert re.search(r"\brank [0-3]\b", sentence)
+    assert not list(out.rglob("summary.json"))
+
+
+FORGE = """
+from benchmarks.runtime.worker import Worker
+from benchmarks.runtime.messages import Kind
+
+send = Worker.send
+def forged(self, kind, receiver, tensors=None, **params):
+    if (kind, self.rank, params.get("round")) == (Kind.UPDATE, 2, 2):
+        {forgery}
+    send(self, kind, receiver, tensors, **params)
+Worker.send = forged
+"""
+"""Worker 2 lies in round 2."""
+
+
+@pytest.mark.parametrize(
+    ("forgery", "wrong"),
+    [
+        ("tensors = tensors[:-1]", "expected 203530 parameters, got 203529"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("tensors[7] = float('nan')", "is not finite"),
+                ("params['round'] = 1", "for round 1 in round 2"),
+                ("params['client'] = 99", "none was due from it for client 99"),
+                ("params['samples'] += 1", "samples, not"),
+                ("params['samples'] = '5'", "its samples is '5' instead of int"),
+                ("kind = Kind.FINISH", "that is not its part"),
+                ("kind = Kind.ABSENT", "none was due from it for client"),
+                ("kind = 99", "there is no such type"),
+            ]
+        ),
+    ],
+)
+def test_a_wrong_message_ends_the_job_and_names_its_sender(tmp_path: Path, forgery: str, wrong: str) -> None:
+    out = tmp_path / "out"
+    done = run("--algo", "fedavg", *SHORT, "--out", str(out), ranks=3, before=FORGE.format(forgery=forgery))
+    assert done.returncode != 0
+    (sentence,) = done.stderr.splitlines()
+    for fact in ("error: rank 0", "round 2", "worker 2 sent", wrong):
+        assert fact in sentence
+    assert not list(out.rglob("summary.json"))
+
+
+def test_a_global_model_that_leaves_the_finite_numbers_is_recorded(tmp_path: Path) -> None:
+    options = ("--algo", "fedavgm", "--set", "server_lr=1e42", "--rounds", "2", "--epochs", "1")
+    done = run(*options, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    diverged = summary(tmp_path, "fedavgm")["diverged"]
+    assert (diverged["client"], diverged["reason"]) == (None, "the new global model is not finite")
+    assert "server" in done.stderr
+
+
+BACKWARDS = """
+import itertools, time
+now, hours = time.time(), itertools.count()
+time.time = lambda: now - 3600 * next(hours)
+"""
+
+
+def test_seconds_hold_where_the_wall_clock_goes_back(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = run("--algo", "fedavg", *SHORT, "--out", str(tmp_path), before=BACKWARDS)
+    assert (done.returncode, done.stderr) == (0, "")
+    seconds = summary(tmp_path, "fedavg")["seconds"]
+    parts = [seconds[part] for part in ("startup", "training", "evaluation")]
+    assert all(part > 0 for part in parts)
+    assert sum(parts) <= seconds["total"] <= time.monotonic() - began

@@ -1,0 +1,157 @@
+"""What a run goes on from: a checkpoint that is its own, and that its tables reach; else the one before it."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from benchmarks.federation import checkpoint, options
+from benchmarks.federation.experiment import Experiment, Run
+from benchmarks.federation.recorder import ClientFigures
+from benchmarks.federation.registry import find_method
+from benchmarks.federation.settings import Settings
+from data_partitions import open_store, prepare
+
+CLIENTS, ROUNDS = 3, 6
+FIGURES = {client: ClientFigures(0.5, 1.0, 20, 0.25) for client in range(CLIENTS)}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """A run with checkpoints after rounds 2 and 4, rows up to 5."""
+    out = tmp_path_factory.mktemp("begun")
+    settings = Settings(
+        **{"algo": "pfedme", "clients": CLIENTS, "clients_per_round": CLIENTS, "rounds": ROUNDS, "out": out},
+        hyper=find_method("pfedme").Hyper().model_dump(),
+    )
+    store = prepare(settings.dataset, settings.data_dir, settings.partition, CLIENTS, 0, out / "data", 0.1)
+    with open_store(store) as opened:
+        experiment = Experiment(settings, store, opened.sha256)
+    run = Run(experiment, time.monotonic())
+    run.seen = {0, 2}
+    for run.round in range(1, 6):
+        run.sent["bytes_up"] += 100
+        run.figures, run.received = dict(FIGURES), dict.fromkeys(range(CLIENTS), 0.5)
+        run.recorder.ledger([(run.round, 0, "up", 25, 100)])
+        run.record([])
+        if run.round in (2, 4):
+            folder = checkpoint.begin(settings.directory, run.round)
+            for client in sorted(run.seen):
+                checkpoint.save_client(folder, client, run.fresh_state)
+            run.keep(folder)
+    run.recorder.close()
+    return experiment
+
+
+@pytest.fixture
+def again(begun: Experiment, tmp_path: Path) -> Experiment:
+    """The same in a folder of its own."""
+    settings = begun.settings.model_copy(update={"out": tmp_path})
+    shutil.copytree(begun.settings.directory, settings.directory)
+    return begun._replace(settings=settings)
+
+
+def go_on(experiment: Experiment) -> tuple[int, list[str]]:
+    """Returns the round from which a run goes on, and the lines of its rounds.csv then."""
+    run = Run(experiment, time.monotonic())
+    run.recorder.close()
+    assert (run.restored is not None) == (run.round > 0)
+    return run.round, (experiment.settings.directory / "rounds.csv").read_text().splitlines()
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(again: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (again.settings.directory / "rounds.csv").read_text().splitlines()
+    assert go_on(again) == (4, before[:5])
+    assert capsys.readouterr().err == ""
+
+
+def change(**fields: Any) -> Callable[[Path], None]:
+    """Returns what changes ``server.json`` of the newest checkpoint, digest and all."""
+
+    def edit(directory: Path) -> None:
+        path = directory / "checkpoint" / "round-000004" / "server.json"
+        record = json.loads(path.read_text())
+        for name, value in fields.items():
+            record[name] = value(record[name]) if callable(value) else value
+        del record["sha256"]
+        path.write_text(json.dumps(record | {"sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()}))
+
+    return edit
+
+
+def beyond_the_end(directory: Path) -> None:
+    change(round=99)(directory)
+    (directory / "checkpoint" / "round-000004").rename(directory / "checkpoint" / "round-000099")
+
+
+def other_server_tensors(directory: Path) -> None:
+    content = save({"w": torch.zeros(3)})
+    (directory / "checkpoint" / "round-000004" / "server.safetensors").write_bytes(content)
+    change(files=lambda files: files | {"server.safetensors": hashlib.sha256(content).hexdigest()})(directory)
+
+
+def forget_state(directory: Path) -> None:
+    change(files=lambda files: {name: digest for name, digest in files.items() if name != "client-2.safetensors"})(
+        directory
+    )
+
+
+REFUSALS: list[tuple[Callable[[Path], None], str]] = [
+    (change(partition_sha256="0" * 64), "another partition"),
+    (beyond_the_end, "the run has 6 rounds"),
+    (change(sent={}), "its sent are not parameters_up"),
+    (change(moved={"bytes_move": 1}), "its moved are not"),
+    (change(absent={"dropped": 0, "late": 0, "ill": 0}), "its absent are not dropped, late"),
+    (change(seconds={}), "its seconds are not startup, training, evaluation, total"),
+    (change(seen=[0, 3]), "there is no client 3"),
+    (change(received={"7": 0.5}), "there is no client 7"),
+    (change(figures=lambda figures: figures | {"8": figures["0"]}), "there is no client 8"),
+    (change(seen=[0]), "private tensors"),
+    (forget_state, "private tensors"),
+    (other_server_tensors, "its tensors are not those"),
+    (change(tables={}), "it names other tables"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), REFUSALS)
+def test_a_checkpoint_that_is_not_this_runs_gives_way_to_the_one_before(
+    again: Experiment, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], reason: str
+) -> None:
+    damage(again.settings.directory)
+    number, lines = go_on(again)
+    assert (number, len(lines)) == (2, 3)
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert reason in sentence
+    assert sentence.startswith(f"checkpoint {again.settings.directory / 'checkpoint' / 'round-0000'}")
+    assert sentence.endswith("; going on from round 2")
+
+
+@pytest.mark.parametrize("table", ["rounds.csv", "clients.csv", "ledger.csv"])
+@pytest.mark.parametrize(("torn", "goes_on"), [(4.5, 4), (3.5, 2), (1.5, 0)])
+def test_a_torn_table_is_named_and_cut_at_the_checkpoint_that_it_reaches(
+    again: Experiment, capsys: pytest.CaptureFixture[str], table: str, torn: float, goes_on: int
+) -> None:
+    """Torn in the middle of the first row after round ⌊torn⌋."""
+    path = again.settings.directory / table
+    lines = path.read_text().splitlines(keepends=True)
+    first = next(at for at, line in enumerate(lines) if line.startswith(f"{int(torn + 1)},"))
+    path.write_text("".join([*lines[:first], lines[first][:3]]))
+    number, rows = go_on(again)
+    assert (number, [row.partition(",")[0] for row in rows[1:]]) == (goes_on, [str(n + 1) for n in range(goes_on)])
+    assert path.read_text().splitlines(keepends=True) == lines[: 1 + goes_on * (len(lines) - 1) // 5]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == {4: 0, 2: 1, 0: 2}[goes_on]
+    assert all(f"{table} does not reach it" in sentence for sentence in said)
+
+
+def test_a_run_that_begins_anew_leaves_no_checkpoint_to_go_on_from(again: Experiment) -> None:
+    options.take_up([again], overwrite=True)
+    assert go_on(again)[0] == 0
+    assert go_on(again)[0] == 0

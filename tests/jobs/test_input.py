@@ -1,0 +1,298 @@
+"""What cannot be done is refused at once, in one sentence, by the whole job, and nothing is taken for a result."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from benchmarks.federation import options
+from data_partitions import DataError
+from tests.support import directory, run
+
+TINY = ("--algo", "local", "--rounds", "1", "--epochs", "1")
+REFUSED_WITHIN = 30  # seconds; 10 on a machine that does nothing else
+
+
+def refusal(out: Path, *options: str, ranks: int = 1) -> str:
+    """Runs a job that must be refused, and returns its sentence."""
+    begin = time.monotonic()
+    # No download leaves the machine, wherever this runs.
+    done = run(*options, "--out", str(out), ranks=ranks, timeout=60, https_proxy="http://127.0.0.1:9")
+    assert time.monotonic() - begin < REFUSED_WITHIN
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: ")
+    assert "Traceback" not in sentence
+    return sentence
+
+
+def left(out: Path) -> list[Path]:
+    """Returns what a job left, but for the data that it had prepared already."""
+    return [path for path in out.rglob("*") if path.is_file() and path.parent != out / "data"]
+
+
+FIRST = [
+    (("--algo", "pfedpara", "fedprox2"), "fedprox2", "pfedme"),
+    (("--dataset", "mnist6k"), "mnist6k", "mnist5k"),
+    (("--partition", "normal:1"), "normal:1", "dirichlet:ALPHA"),
+    (("--model", "mpl"), "mpl", "mlp"),
+    (("--learning-rate", "1"), "--learning-rate", "--help"),
+    (("--set", "momentum2=1"), "momentum2", "--algo help"),
+    (("--partition", "dirichlet:0"), "dirichlet:0", "above 0"),
+    (("--partition", "dirichlet:-1"), "dirichlet:-1", "above 0"),
+    (("--partition", "dirichlet:nan"), "dirichlet:nan", "above 0"),
+    (("--partition", "shards:3", "--clients", "7"), "21", "clients"),
+    (("--clients", "6000"), "6000", "5000"),
+    (("--clients", "5", "--clients-per-round", "6"), "6", "at most --clients (5)"),
+    (("--rounds", "0"), "0", "greater than or equal to 1"),
+    (("--gamma", "1.5"), "1.5", "less than or equal to 1"),
+    (("--lr", "nan"), "nan", "finite"),
+    (("--seed", "0", "-1"), "-1", "greater than or equal to 0"),
+    (("--quantize", "8", "0"), "'0'", "'4', '8', '16', 'float16' or '32'"),
+]
+"""Options, the value that is wrong in them, and a part of what would be right."""
+
+MORE = [
+    (("--algo", ""), "''", "pfedme"),
+    (("--algo", "pfedpara", "--parameterization", "lowrank"), "pfedpara", "--algo fedavg"),
+    (("--parameterization", "tucker"), "tucker", "dense, fedpara, pfedpara, lowrank"),
+    (("--device", "tpu"), "tpu", "'cpu' or 'cuda'"),
+    (("--algo", "fedprox", "--set", "mu=-1"), "-1", "greater than or equal to 0"),
+    (("--dataset", ""), "''", "mnist5k"),
+    (("--dataset", "h5:"), "h5:", "h5:PATH"),
+    (("--partition", "dirichlet"), "'dirichlet'", "above 0"),
+    (("--partition", "dirichlet:inf"), "dirichlet:inf", "above 0"),
+    (("--partition", "dirichlet:much"), "dirichlet:much", "above 0"),
+    (("--partition", "iid", "dirichlet:0"), "dirichlet:0", "above 0"),
+    (("--partition", "shards:0"), "shards:0", "from 1"),
+    (("--partition", "shards:-2"), "shards:-2", "from 1"),
+    (("--partition", "shards:1.5"), "shards:1.5", "from 1"),
+    (("--partition", "shards:10000"), "10000", "5000"),
+    (("--partition", "natural"), "natural", "another partition"),
+    (("--model", "lstm"), "lstm", "texts"),
+    (("--round", "3"), "--round", "--help"),
+    (("--rounds",), "--rounds", "expected one argument"),
+    (("mnist",), "mnist", "--help"),
+    (("--set", "lr"), "'lr'", "NAME=VALUE"),
+    (("--set", "fedprox2.lr=1"), "fedprox2.lr", "pfedpara"),
+    (("--algo", "fedavg", "--gamma", "0.5"), "gamma", "fedavg"),
+    (("--algo", "fedavg", "--set", "pfedpara.gamma=0.5"), "pfedpara.gamma", "fedavg"),
+    (("--algo", "pfedme", "--set", "lam=-1"), "-1", "greater than 0"),
+    (("--algo", "pfedme", "--set", "steps=0"), "'0'", "greater than or equal to 1"),
+    (("--algo", "fedper", "--set", "private_layers=9"), "9", "below"),
+    (("--clients", "0"), "'0'", "greater than or equal to 1"),
+    (("--clients-per-round", "0"), "'0'", "greater than or equal to 1"),
+    (("--clients-per-round", "few"), "few", "integer"),
+    (("--rounds", "-1"), "-1", "greater than or equal to 1"),
+    (("--rounds", "1.5"), "1.5", "integer"),
+    (("--rounds", "1e400"), "1e400", "integer"),
+    (("--gamma", "-0.1"), "-0.1", "greater than or equal to 0"),
+    (("--gamma", "nan"), "nan", "finite"),
+    (("--lr", "0"), "'0'", "greater than 0"),
+    (("--lr", "-1"), "-1", "greater than 0"),
+    (("--lr", "inf"), "inf", "finite"),
+    (("--lr", "fast"), "fast", "number"),
+    (("--lr-decay", "0"), "'0'", "greater than 0"),
+    (("--epochs", "0"), "'0'", "greater than or equal to 1"),
+    (("--batch-size", "0"), "'0'", "greater than or equal to 1"),
+    (("--clip-norm", "-1"), "-1", "greater than or equal to 0"),
+    (("--eval-every", "-1"), "-1", "greater than or equal to 0"),
+    (("--checkpoint-every", "-1"), "-1", "greater than or equal to 0"),
+    (("--checkpoint-minutes", "-1"), "-1", "greater than or equal to 0"),
+    (("--dropout", "1.5"), "1.5", "less than or equal to 1"),
+    (("--stragglers", "0.5"), "0.5", "--deadline above 0"),
+    (("--deadline", "soon"), "soon", "number"),
+    (("--threads", "0"), "'0'", "greater than or equal to 1"),
+    (("--seed", "lucky"), "lucky", "integer"),
+    (("--quantize", "3"), "'3'", "'float16'"),
+    (("--quantize", "few"), "'few'", "'float16'"),
+    (("--quantize-down", "1"), "'1'", "'float16'"),
+    (("--dataset", "npz:\udcff.npz"), "npz:\\udcff.npz", "UTF-8"),
+    (("--data-dir", "\udcff"), "--data-dir: '\\udcff'", "UTF-8"),
+    (("--state-dir", "\udcff"), "--state-dir: '\\udcff'", "UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("options", "value", "remedy"), FIRST)
+def test_nonsense_is_refused_with_what_would_be_right(
+    tmp_path: Path, options: tuple[str, ...], value: str, remedy: str
+) -> None:
+    sentence = refusal(tmp_path, *options)
+    assert value in sentence
+    assert remedy in sentence
+    assert not left(tmp_path)
+
+
+@pytest.mark.parametrize(("words", "value", "remedy"), MORE)
+def test_more_nonsense_is_refused_before_any_rank_trains(
+    tmp_path: Path, words: tuple[str, ...], value: str, remedy: str
+) -> None:
+    """In this process, by what rank 0 does before it opens the gate to the others."""
+    with pytest.raises((options.UsageError, DataError)) as refused:
+        options.plan(options.parser().parse_args([*words, "--out", str(tmp_path)]))
+    (sentence,) = str(refused.value).splitlines()
+    assert value in sentence
+    assert remedy in sentence
+    assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("options", [("--algo", "fedprox2"), ("--clients", "6000")])
+def test_one_rank_speaks_for_all(tmp_path: Path, options: tuple[str, ...]) -> None:
+    assert options[1] in refusal(tmp_path, *options, ranks=4)
+
+
+@pytest.mark.slow
+def test_a_refusal_is_never_lost(tmp_path: Path) -> None:
+    for _ in range(12):
+        assert "fedprox2" in refusal(tmp_path, "--algo", "fedprox2", ranks=2)
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file"),
+    [
+        ("mnist", "train-images-idx3-ubyte"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("fashion-mnist", "train-images-idx3-ubyte"),
+                ("femnist", "fed_emnist"),
+                ("cifar10", "cifar-10"),
+                ("cifar100", "cifar-100"),
+                ("cinic10", "CINIC-10"),
+                ("shakespeare", "shakespeare"),
+            ]
+        ),
+    ],
+)
+def test_missing_raw_data_are_named(tmp_path: Path, dataset: str, file: str) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    sentence = refusal(tmp_path / "out", "--dataset", dataset, "--data-dir", str(folder))
+    assert f"{folder}/" in sentence
+    assert file in sentence
+    assert not left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_a_file_of_samples_must_be_one(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "samples"
+    assert str(path) in refusal(tmp_path / "out", "--dataset", f"{kind}:{path}")
+    path.write_text("not samples")
+    assert str(path) in refusal(tmp_path / "out", "--dataset", f"{kind}:{path}")
+    assert not left(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small job that has ended well."""
+    out = tmp_path_factory.mktemp("finished")
+    done = run(*TINY, "--out", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    return out
+
+
+def edit(path: Path) -> None:
+    """Changes one number in the largest array of an HDF5 file."""
+    with h5py.File(path, "r+") as file:
+        arrays = [each for each in file.values() if isinstance(each, h5py.Dataset)]
+        array = max(arrays, key=lambda each: each.size)
+        array[(0,) * array.ndim] = array[(0,) * array.ndim] ^ np.array(1, array.dtype)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace(path: Path) -> None:
+    """Puts another program's HDF5 file in the place of ``path``."""
+    with h5py.File(path, "w") as file:
+        file["weights"] = np.zeros(5)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [edit, truncate, replace, pytest.param(empty, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["mnist5k-dirichlet_*.h5", pytest.param("mnist5k.h5", marks=pytest.mark.slow)])
+def test_a_damaged_store_is_refused_by_name(
+    finished: Path, tmp_path: Path, store: str, damage: Callable[[Path], None]
+) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    (path,) = (tmp_path / "data").glob(store)
+    damage(path)
+    assert str(path) in refusal(tmp_path, *TINY)
+    assert not left(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_missing_store_is_built_again(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    (path,) = (out / "data").glob("mnist5k-dirichlet_*.h5")
+    built = path.read_bytes()
+    path.unlink()
+    assert run(*TINY, "--out", str(out)).returncode == 0
+    assert path.read_bytes() == built
+
+
+# The folder of results
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_different_experiment_is_left_as_it_is(finished: Path, resume: tuple[str, ...]) -> None:
+    before = snapshot(finished)
+    sentence = refusal(finished, *TINY, "--rounds", "2", *resume)
+    assert str(directory(finished, "local")) in sentence
+    assert "rounds" in sentence
+    assert snapshot(finished) == before
+
+
+@pytest.mark.slow
+def test_one_different_experiment_among_several_stops_all(finished: Path) -> None:
+    before = snapshot(finished)
+    refusal(finished, "--algo", "fedavg", "local", "--rounds", "2")
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10_000, "a: &a [*a]", "!!python/object/apply:os.getcwd []", "rounds: 1\nnew: 2"]
+)
+def test_a_configuration_that_is_none_is_refused(finished: Path, tmp_path: Path, text: str) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    config = directory(out, "local") / "config.yaml"
+    config.write_text(text)
+    assert str(config.parent) in refusal(out, *TINY, "--resume")
+    assert config.read_text() == text
+
+
+def test_a_strangers_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    diary = directory(tmp_path, "local") / "diary.txt"
+    diary.parent.mkdir(parents=True)
+    diary.write_text("dear diary")
+    assert str(diary.parent) in refusal(tmp_path, *TINY)
+    assert left(tmp_path) == [diary]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert str(file / "runs") in refusal(file / "runs", *TINY)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+@pytest.mark.slow
+def test_a_folder_that_takes_no_files_is_refused() -> None:
+    assert "/proc" in refusal(Path("/proc/runs"), *TINY)

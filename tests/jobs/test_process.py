@@ -1,0 +1,241 @@
+"""How the ranks of a job start and end: one import a host, and no end of any process that the others outlive."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import (
+    DOWN_WITHIN,
+    ROOT,
+    alive,
+    command,
+    directory,
+    family,
+    run,
+    start,
+    summary,
+    wait_for_round,
+    wait_until,
+)
+
+ONE = ("--algo", "fedavg", "--rounds", "1", "--epochs", "1")
+ENDLESS = ("--algo", "fedavg", "--rounds", "5000", "--epochs", "1")
+
+
+def roles(job: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+    """Returns the processes of a job on one host by what they do."""
+    found = {}
+    for process in sorted(family(job), key=lambda process: process.pid):
+        inside = process.environ()
+        if process.pid == job.pid:
+            role = "mpirun"
+        elif "PMI_RANK" not in inside:
+            role = "proxy"
+        elif process.parent() == found.get("proxy"):
+            role = f"started {inside['PMI_RANK']}"
+        else:
+            role = f"rank {len([name for name in found if name.startswith('rank')])}"  # forked in the order of ranks
+        found[role] = process
+    return found
+
+
+def test_one_process_a_host_imports_for_all(tmp_path: Path) -> None:
+    job = start(*ENDLESS, "--out", str(tmp_path), ranks=11)
+    wait_for_round(job, directory(tmp_path, "fedavg") / "rounds.csv", 1)
+    who = roles(job)
+    try:
+        assert len(who) == 2 + 11 + 11
+        assert {who[f"rank {rank}"].ppid() for rank in range(11)} == {who["started 0"].pid}
+        waiting = [who[f"started {rank}"] for rank in range(1, 11)]
+        assert max(process.memory_info().rss for process in waiting) < 50e6
+        assert sum(process.memory_full_info().pss for process in who.values()) < 2e9
+        assert all(process.num_threads() == 1 for process in (*waiting, who["started 0"]))
+    finally:
+        job.terminate()
+        job.communicate()
+
+
+@pytest.mark.parametrize(
+    ("role", "signum", "said"),
+    [
+        ("rank 2", signal.SIGKILL, "rank 2 was killed by SIGKILL"),
+        ("mpirun", signal.SIGTERM, "ended by SIGTERM"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("rank 0", signal.SIGKILL, "rank 0 was killed by SIGKILL"),
+                ("rank 1", signal.SIGTERM, "rank 1 was killed by SIGTERM"),
+                ("started 0", signal.SIGTERM, "ended by SIGTERM"),
+                ("started 2", signal.SIGKILL, "the process that waited for rank 2 was killed"),
+                ("mpirun", signal.SIGINT, "ended by SIGINT"),
+                ("everybody", signal.SIGINT, "ended by SIGINT"),
+            )
+        ),
+        # Here nobody of ours is left to say it. mpirun itself does, or whoever killed it knows.
+        *(pytest.param(role, signal.SIGKILL, "", marks=pytest.mark.slow) for role in ("started 0", "proxy", "mpirun")),
+    ],
+)
+def test_no_process_outlives_its_job(tmp_path: Path, role: str, signum: signal.Signals, said: str) -> None:
+    job = start(*ENDLESS, "--out", str(tmp_path), ranks=3)
+    wait_for_round(job, directory(tmp_path, "fedavg") / "rounds.csv", 1)
+    who = roles(job)
+    assert len(who) == 2 + 3 + 3
+    began = time.monotonic()
+    if role == "everybody":
+        os.killpg(job.pid, signum)
+    else:
+        who[role].send_signal(signum)
+    _, errors = job.communicate(timeout=60)
+    assert wait_until(lambda: not alive([*who.values()], tmp_path), DOWN_WITHIN), alive([*who.values()], tmp_path)
+    assert time.monotonic() - began < DOWN_WITHIN
+    assert job.returncode != 0
+    if said:
+        (sentence,) = errors.splitlines()
+        assert sentence == f"error: {said}"
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_job_that_ends_while_it_starts(tmp_path: Path) -> None:
+    for tenth in range(0, 40, 4):
+        job = start(*ENDLESS, "--out", str(tmp_path), ranks=3)
+        assert wait_until(lambda known=job: len(family(known)) == 2 + 3, 30)
+        time.sleep(tenth / 10)
+        processes = family(job)
+        victim = processes[tenth // 4 % len(processes)]
+        began = time.monotonic()
+        victim.kill()
+        job.communicate(timeout=60)
+        assert wait_until(lambda known=processes: not alive(known, tmp_path), DOWN_WITHIN), f"{victim} at {tenth}/10 s"
+        assert time.monotonic() - began < DOWN_WITHIN
+        assert job.returncode != 0
+
+
+def own_mount(size: str, folder: Path, words: list[str]) -> list[str]:
+    """Returns a command that runs ``words`` where a file system of so many bytes is mounted on ``folder``."""
+    return ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size={size} none "$0" && exec "$@"', str(folder), *words]
+
+
+may_mount = subprocess.run(own_mount("1m", Path("/mnt"), ["true"]), capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount, reason="needs mount namespaces")
+@pytest.mark.slow
+def test_a_full_disk_ends_the_job_in_one_sentence(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    options = ("--algo", "pfedpara", "--rounds", "500", "--epochs", "1", "--checkpoint-every", "1", "--out", str(out))
+    full = own_mount("8m", out, command(*options, ranks=3))
+    done = subprocess.run(full, cwd=ROOT, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode != 0
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: rank ")
+    assert "No space left on device" in sentence
+    assert wait_until(lambda: not alive([], out), DOWN_WITHIN)
+
+
+def test_threads_that_fail_together_end_the_job_in_one_sentence() -> None:
+    """As when a full disk fails a table and TensorBoard's own writer at once."""
+    code = (
+        "import threading; from benchmarks.runtime import process\n"
+        "process.fail_on_error(lambda: 'rank 0', verbose=False); together = threading.Barrier(3)\n"
+        "def write(): together.wait(); raise OSError('disk full')\n"
+        "for _ in range(2): threading.Thread(target=write).start()\n"
+        "write()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: rank 0: OSError: disk full\n")
+
+
+def test_a_signal_while_a_process_fails_does_not_silence_it() -> None:
+    code = (
+        "import os, signal; from benchmarks.runtime import process; process.fail_on_signal()\n"
+        "first = process.take_the_word()\n"  # as far as a failure has got
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + 15, "error: ended by SIGTERM\n")
+
+
+def test_ranks_that_fail_together_end_the_job_in_one_sentence() -> None:
+    """As when a full disk fails several workers' parts of a checkpoint at once."""
+    code = (
+        "from benchmarks.runtime import process; group = process.start()\n"
+        "process.fail_on_error(lambda: f'rank {group.comm.rank}', verbose=False)\n"
+        "group.comm.Barrier(); raise OSError('disk full')"
+    )
+    words = ["mpirun", "-np", "4", sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: rank [0-3]: OSError: disk full\n", done.stderr)
+
+
+@pytest.mark.slow
+def test_a_screen_that_takes_no_more_ends_the_job(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        words = command(*ENDLESS, "--out", str(tmp_path), ranks=3)
+        done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr
+    assert wait_until(lambda: not alive([], tmp_path), DOWN_WITHIN)
+
+
+def start_otherwise(how: str, out: Path) -> subprocess.CompletedProcess[str]:
+    words, env = command(*ONE, "--out", str(out), ranks=3), dict(os.environ)
+    if how == "unknown launcher":
+        words[3:3] = ["env", "-u", "MPI_LOCALNRANKS"]
+    elif how == "threads":
+        env["OMP_NUM_THREADS"] = "2"
+    elif how == "closed stdin":
+        words = ["sh", "-c", 'exec "$@" <&-', "sh", *words]
+    elif how == "no launcher":
+        words = words[3:]
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("how", ["unknown launcher", "threads", "closed stdin", "no launcher"])
+@pytest.mark.slow
+def test_a_job_that_starts_otherwise_gives_the_same_bits(tmp_path: Path, how: str) -> None:
+    done = start_otherwise(how, tmp_path / "otherwise")
+    assert (done.returncode, done.stderr) == (0, "")
+    run(*ONE, "--out", str(tmp_path / "usual"), ranks=3)
+    hashes = {summary(tmp_path / name, "fedavg")["shared_sha256"] for name in ("otherwise", "usual")}
+    assert len(hashes) == 1
+
+
+@pytest.mark.slow
+def test_mpirun_returns_0_each_time(tmp_path: Path) -> None:
+    for time_ in range(3):
+        done = run(*ONE, "--out", str(tmp_path / str(time_)), ranks=11)
+        assert (done.returncode, done.stderr) == (0, "")
+        shutil.rmtree(tmp_path / str(time_))
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stuck_ends_the_job(tmp_path: Path) -> None:
+    job = start(*ENDLESS, "--eval-every", "0", "--comm-timeout", "8", "--out", str(tmp_path), ranks=3)
+    assert job.stdout is not None
+    while "[1/1]" not in job.stdout.readline():  # the experiment has not begun
+        assert job.poll() is None
+    who = roles(job)
+    time.sleep(2)
+    who["rank 2"].suspend()
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode != 0
+    said = r"error: rank 0, server, .*round \d+: TimeoutError: nothing from rank 2, client \d for 8\."
+    assert re.match(said, errors)
+    assert errors.count("\n") == 1
+    assert wait_until(lambda: not alive([*who.values()], tmp_path), DOWN_WITHIN)
+
+
+def test_a_job_that_trains_for_longer_than_the_timeout_goes_on(tmp_path: Path) -> None:
+    done = run(*ONE, "--comm-timeout", "0.001", "--out", str(tmp_path), ranks=1)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,46 @@
+"""Which hyper-parameters a command line means."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.federation.options import UsageError, hyper_parameters, parser
+
+TUNED = {"lr": 0.7}
+
+
+def hyper(algo: str, *line: str) -> dict[str, Any]:
+    options = parser().parse_args(line)
+    return hyper_parameters(algo, None, options, TUNED)[0]
+
+
+def test_tuned_values_replace_defaults_and_the_command_line_both() -> None:
+    assert hyper("fedavg", "--algo", "fedavg")["lr"] == 0.7
+    assert hyper("fedavg", "--algo", "fedavg", "--lr", "0.2")["lr"] == 0.2
+    assert hyper("fedavg", "--algo", "fedavg")["clip_norm"] == 1.0
+
+
+def test_a_method_s_own_choice_wins_whatever_the_order() -> None:
+    line = ("--algo", "fedavg", "pfedme", "local", "--set", "pfedme.lr=0.1", "lr=0.3", "local.lr=0.4")
+    assert [hyper(algo, *line)["lr"] for algo in ("fedavg", "pfedme", "local")] == [0.3, 0.1, 0.4]
+
+
+def test_an_option_reaches_the_methods_that_have_it() -> None:
+    line = ("--algo", "fedavg", "pfedpara", "--gamma", "0.2")
+    assert hyper("pfedpara", *line)["gamma"] == 0.2
+    assert "gamma" not in hyper("fedavg", *line)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (("--algo", "fedavg", "--gamma", "0.2"), "no hyper-parameter 'gamma' in fedavg"),
+        (("--algo", "fedavg", "--set", "lam"), r"--set takes \[ALGO.\]NAME=VALUE"),
+        (("--algo", "fedavg", "--set", "pfedme.lam=3"), "for one of the methods fedavg, got 'pfedme.lam=3'"),
+        (("--algo", "fedavg", "--lr", "fast"), "fedavg: --lr: input should be a valid number.*got 'fast'"),
+        (("--algo", "fedavg", "--epochs", "1.5"), "fedavg: --epochs: .*got '1.5'"),
+    ],
+)
+def test_nonsense_is_told(line: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        hyper("fedavg", *line)

@@ -1,0 +1,38 @@
+"""Factored models train wherever the dense one does: the corners of the range that the defaults must stand."""
+
+from pathlib import Path
+
+import pytest
+
+from baselines.fedavg import FedAvgHyper
+from benchmarks.perf.stability import CLIP_NORMS, GUESS, build, shuffled_digits, train
+from pfedpara.hadamard import Method
+from tests.support import run, summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gamma", ["0.1", "0.9"])
+@pytest.mark.parametrize(
+    ("lr", "batch", "rounds", "reached"),
+    [("0.01", "10", "3", 0.7), ("0.01", "32", "6", 0.7), ("0.1", "10", "3", 0.85), ("0.1", "32", "3", 0.85)],
+)
+def test_no_run_diverges_with_the_defaults(
+    tmp_path: Path, lr: str, batch: str, rounds: str, reached: float, gamma: str
+) -> None:
+    options = ("--lr", lr, "--batch-size", batch, "--gamma", gamma, "--rounds", rounds, "--eval-every", "0")
+    done = run("--algo", "pfedpara", *options, "--out", str(tmp_path), ranks=3)
+    assert done.returncode == 0, done.stderr
+    found = summary(tmp_path, "pfedpara")
+    assert "diverged" not in found
+    assert found["accuracy"]["mean"] > reached
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("method", ["fedpara", "pfedpara"])
+def test_clipping_holds_the_largest_rate_of_the_map(method: Method, depth: int) -> None:
+    _, clip_norm = CLIP_NORMS
+    assert clip_norm == FedAvgHyper().clip_norm  # the map is of what every trainer does
+    data = shuffled_digits()
+    for gamma in (0.1, 0.9):
+        assert train(build(depth, "ours", method, gamma, 0), 1.0, clip_norm, 400, data, 0) > GUESS
