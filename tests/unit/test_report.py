@@ -19,7 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from benchmarks import report
-from benchmarks.analysis.comparison import compare, half_interval, load
+from benchmarks.analysis.compare import compare
+from benchmarks.analysis.load import load
+from benchmarks.analysis.plots.accuracy_per_client import ACCURACY_PER_CLIENT
+from benchmarks.analysis.plots.accuracy_vs_parameters import ACCURACY_VS_PARAMETERS
+from benchmarks.analysis.plots.plot import choose_looks
+from benchmarks.analysis.statistics import half_interval
+from benchmarks.analysis.tables import LEGEND_OF_COST, wording
 from benchmarks.federation.recorder import ClientFigures, Recorder, Totals, summarize_clients
 from benchmarks.perf import cost
 
@@ -186,7 +192,7 @@ def test_runs_that_did_not_count_the_traffic_up_to_the_model_are_still_read(tmp_
     status, shown, error = run_report(monkeypatch, capsys, tmp_path)
     assert (status, error) == (0, "")
     assert "Run again to count what is sent up to the model, older runs did not: fedper." in shown
-    (axes,) = report.plot_accuracy_by_parameters(comparison, report.choose_looks([comparison])).axes
+    (axes,) = ACCURACY_VS_PARAMETERS.draw(comparison, choose_looks([comparison])).axes
     assert axes.get_xlabel() == "parameters sent so far, up and down, all clients"
 
 
@@ -203,7 +209,7 @@ def test_below_local_pairs_runs_of_the_same_seed_and_partition_only(tmp_path):
 def test_a_method_alone_has_dashes_where_there_is_nothing_to_compare_with(tmp_path):
     record(tmp_path, "fedper", 0, [(0.4, 0.6)], sent=10, received=30)
     (comparison,) = compare(load([tmp_path]))
-    (row,) = report.wording(comparison).to_dict("records")
+    (row,) = wording(comparison).to_dict("records")
     assert row == {
         "method": "fedper",
         "seeds": "1",
@@ -462,7 +468,7 @@ def test_seconds_of_a_round_elsewhere_by_hand(recorded_cost, tmp_path, monkeypat
     assert re.search(r"^fedper +1,000,000 +5,000,000 +1\.430 ", shown, re.MULTILINE)
     html = (tmp_path / "report" / "index.html").read_text()
     assert "<td>1.430</td>" in html
-    assert report.LEGEND_OF_COST in lines
+    assert LEGEND_OF_COST in lines
     for line in before.splitlines():  # the rest stays as it was
         assert line in shown.splitlines()
 
@@ -471,7 +477,7 @@ def test_labels_of_many_curves_do_not_cover_each_other(tmp_path):
     for n in range(24):
         record(tmp_path, f"method{n}", 0, [(0.5, 0.5), (0.9 - n / 1000, 0.9 - n / 1000)])
     (comparison,) = compare(load([tmp_path]))
-    figure = report.plot_accuracy_by_parameters(comparison, report.choose_looks([comparison]))
+    figure = ACCURACY_VS_PARAMETERS.draw(comparison, choose_looks([comparison]))
     figure.savefig(tmp_path / "plot.png")
     labels = [text for text in figure.axes[0].texts if text.get_text().startswith("method")]
     boxes = [Text.get_window_extent(label) for label in labels]  # an annotation's own extent holds its line as well
@@ -503,14 +509,14 @@ def test_a_command_names_a_flag_where_it_was_set(tmp_path):
 
 def test_plots_show_the_figures(runs):
     comparisons = compare(load([runs]))
-    looks = report.choose_looks(comparisons)
-    (axes,) = report.plot_accuracy_by_parameters(comparisons[0], looks).axes
+    looks = choose_looks(comparisons)
+    (axes,) = ACCURACY_VS_PARAMETERS.draw(comparisons[0], looks).axes
     assert axes.get_xscale() == "log"
     curve = next(line for line in axes.lines if str(line.get_label()).startswith("pfedpara"))
     assert curve.get_xdata().tolist() == [50, 150, 250]
     assert curve.get_ydata().tolist() == pytest.approx([0.5, 0.85, 0.9])
     assert curve.get_color() == looks["pfedpara"][0]
-    accuracy, difference = report.plot_accuracy_by_client(comparisons[0], looks).axes
+    accuracy, difference = ACCURACY_PER_CLIENT.draw(comparisons[0], looks).axes
     assert [label.get_text() for label in accuracy.get_yticklabels()] == ["pfedpara", "fedavg", "local"]
     assert len(accuracy.collections) == 9  # three methods × three seeds
     assert difference.collections[0].get_offsets()[:, 0].tolist() == pytest.approx([11, 21])  # points above 74 %

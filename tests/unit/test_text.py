@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,10 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from benchmarks import report
+from benchmarks.analysis.compare import compare
+from benchmarks.analysis.load import load
+from benchmarks.analysis.plots import PLOTS
+from benchmarks.analysis.plots.plot import STYLE, choose_looks
 from benchmarks.federation import files
 from benchmarks.federation.recorder import ClientFigures, Recorder, Totals, summarize_clients
 from benchmarks.terminal import printable
@@ -184,11 +188,11 @@ def test_names_in_every_part_of_a_report(recorded):
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_in_the_plots_of_a_report(recorded):
-    (comparison,) = report.compare(report.load([recorded]))
-    looks = report.choose_looks([comparison])
-    with report.matplotlib.rc_context(report.STYLE):
-        for plot, _ in report.PLOTS.values():
-            found = texts(plot(comparison, looks))
+    (comparison,) = compare(load([recorded]))
+    looks = choose_looks([comparison])
+    with matplotlib.rc_context(STYLE):
+        for plot in PLOTS:
+            found = texts(plot.draw(comparison, looks))
             assert f"{SHOWN}, {SHOWN}" in found
             assert any(re.fullmatch(re.escape(SHOWN) + r"(  50\.0 %)?", text) for text in found)
 

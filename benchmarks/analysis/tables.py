@@ -1,0 +1,129 @@
+"""The tables as a person reads them, and what their columns mean."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import EngFormatter
+
+from benchmarks.analysis.compare import Comparison, arrange
+from benchmarks.analysis.statistics import REFERENCE, TARGET
+from benchmarks.perf import cost
+
+LEGEND = (
+    "Accuracy: each client's own model on its own test split after the last round, mean over clients; "
+    "± the 95 % interval of the mean over seeds (Student's t).",
+    f"Difference to {REFERENCE}: in points, on the same partition and seed, ± the 95 % interval of the mean of these "
+    "paired differences (Student's t).",
+    "Worst decile: mean over the worst tenth of the clients.",
+    "Below local: clients worse off than with local-only training, compared one by one on the same partition and seed.",
+    "Parameters per client and round: each way. Total sent: parameters, up and down, of all clients, in all rounds. "
+    "MB: 10⁶ bytes handed to MPI, headers included.",
+    "Sent up to the model: what of this the judged models need. A client that is judged on what it receives needs one "
+    "more downlink; where all are judged on what they trained, the last round's uplink is not needed.",
+    "Sent to reach: the same for the first round in which the mean over seeds reaches the target accuracy. The target "
+    f"is {100 * TARGET:.0f} % of the best method's final accuracy, or as given; where local training reaches that, the "
+    "middle between what local training reaches and the best.",
+)
+LEGEND_OF_COST = (
+    "Seconds of a round: what benchmarks/perf/cost.py computes from these bytes and the recorded run of "
+    "benchmarks/perf/runtime.py, for a client on each of 100 ranks, and for 10,000 phones with 10 Mb/s each way, the "
+    "server at 10 Gb/s; training "
+    f"takes what it took there on one core, one local epoch of {cost.SAMPLES} samples of 28 × 28 in batches of "
+    f"{cost.BATCH} on the {cost.MODEL}, whatever the runs did. Other models, and methods not measured, are left out."
+)
+NONE = "–"
+
+
+def amount(parameters: float) -> str:
+    if np.isnan(parameters):
+        return NONE
+    return f"{parameters:,.0f}" if parameters < 1e5 else EngFormatter(places=1)(parameters)
+
+
+def percent(fraction: float) -> str:
+    return NONE if np.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def megabytes(count: float) -> str:
+    return NONE if np.isnan(count) else f"{count / 1e6:,.0f}"
+
+
+def difference(fraction: float, half: float) -> str:
+    if np.isnan(fraction):
+        return NONE
+    return f"{100 * fraction:+.1f}" + ("" if np.isnan(half) else f" ± {percent(half)}")
+
+
+def wording(comparison: Comparison) -> pd.DataFrame:
+    """Returns the comparison's table as a person reads it, with headings that explain themselves."""
+    rows = []
+    for row in comparison.table.reset_index().itertuples():
+        accuracy = percent(row.accuracy) if row.seeds else "diverged"
+        exchanged = [f"{row.up:,.0f}"] if row.up == row.down else [f"{row.up:,.0f} up", f"{row.down:,.0f} down"]
+        rows.append(
+            {
+                "method": row.method,
+                "seeds": f"{row.seeds}/{row.seeds + row.diverged}" if row.diverged else row.seeds,
+                "accuracy %": accuracy if np.isnan(row.half_interval) else f"{accuracy} ± {percent(row.half_interval)}",
+                f"difference to {REFERENCE}": difference(row.difference, row.half_interval_of_difference),
+                "worst decile %": percent(row.worst_decile),
+                "clients below local %": percent(row.below_local),
+                "parameters per client and round": ", ".join(exchanged) if row.seeds else NONE,
+                "total sent": amount(row.transmitted),
+                "sent up to the model": amount(row.to_model),
+                "MB sent": megabytes(row.bytes),
+                f"sent to reach {percent(comparison.target)} %": amount(row.to_target),
+            }
+        )
+    return pd.DataFrame(rows).astype(str)
+
+
+def wording_of_grid(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each optimizer and a column for each choice of weights and bits: accuracy, and MB sent."""
+    found = arrange(comparison)
+    order = {"dense": 0, "lowrank": 1, "fedpara": 2, "pfedpara": 3}
+    optimizers = sorted({optimizer for optimizer, *_ in found})
+    columns = sorted(
+        {tuple(column) for _, *column in found}, key=lambda c: (order[c[0]], *(-int(b.lstrip("float")) for b in c[1:]))
+    )
+    rows = []
+    for optimizer in optimizers:
+        row = {"optimizer": optimizer}
+        for weights, up, down in columns:
+            cell = NONE
+            if method := found.get((optimizer, weights, up, down)):
+                figures = comparison.table.loc[method]
+                half = "" if np.isnan(figures["half_interval"]) else f" ± {percent(figures['half_interval'])}"
+                cell = f"{percent(figures['accuracy'])}{half} ({megabytes(figures['bytes'])} MB)"
+            way_up, way_down = (f"{form} bits" if form.isdigit() else form for form in (up, down))
+            row[f"{weights}, {way_up}" + (f" up, {way_down} down" if down != "32" else "")] = cell
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def wording_of_cost(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each method whose training perf.py measured; none where no run of it is recorded."""
+    constants, train = cost.recorded() or (None, {})
+    rows = []
+    for method, (run, *_) in comparison.runs.items():
+        algo, weights = run.summary["algo"], run.summary.get("parameterization", "dense")
+        if not constants or algo not in train or weights not in ("dense", algo) or run.summary["model"] != cost.MODEL:
+            continue
+        figures = comparison.table.loc[method]
+        round_of = constants, train[algo], (figures["bytes_up"] + figures["bytes_down"]) / 2
+        rows.append(
+            {
+                "method": method,
+                "bytes up per client and round": f"{figures['bytes_up']:,.0f}",
+                "bytes down per client and round": f"{figures['bytes_down']:,.0f}",
+                "seconds a round, 100 ranks, 10 Gb/s": f"{cost.cluster_round(*round_of).total:.3f}",
+                "seconds a round, 10,000 phones, 10 Mb/s": f"{cost.phones_round(*round_of).total:.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def legend(comparisons: Iterable[Comparison]) -> tuple[str, ...]:
+    costs = any(not wording_of_cost(comparison).empty for comparison in comparisons)
+    return (*LEGEND, LEGEND_OF_COST) if costs else LEGEND
