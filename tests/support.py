@@ -1,13 +1,17 @@
 """Real jobs, started as a user starts them, and what they left behind."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 DOWN_WITHIN = 10  # seconds from a failure to the end of the last process
+REFUSED_WITHIN = 30  # seconds; 10 on a machine that does nothing else
 
 
 def command(*options: str, ranks: int = 1, before: str = "") -> list[str]:
@@ -130,3 +135,35 @@ def same_findings(one: Path, other: Path) -> None:
     ours, theirs = findings(one), findings(other)
     for table in ours:
         assert ours[table] == theirs[table], f"{table} of {one} and {other}"
+
+
+def refusal(out: Path, *options: str, ranks: int = 1) -> str:
+    """Runs a job that must be refused, and returns its sentence."""
+    begin = time.monotonic()
+    # No download leaves the machine, wherever this runs.
+    done = run(*options, "--out", str(out), ranks=ranks, timeout=60, https_proxy="http://127.0.0.1:9")
+    assert time.monotonic() - begin < REFUSED_WITHIN
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: ")
+    assert "Traceback" not in sentence
+    return sentence
+
+
+def on_terminal(words: list[str], columns: int) -> Iterator[bytes]:
+    """Runs a command on a terminal of so many columns and yields what it writes there. Raises where it fails."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
+    env["TERM"] = "xterm-256color"
+    job = subprocess.Popen(words, cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        while chunk := os.read(ours, 65536):
+            yield chunk
+    except OSError:  # Linux's end of file on a terminal
+        pass
+    finally:
+        os.close(ours)
+        assert job.wait(timeout=60) == 0

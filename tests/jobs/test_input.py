@@ -1,7 +1,6 @@
 """What cannot be done is refused at once, in one sentence, by the whole job, and nothing is taken for a result."""
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,24 +10,9 @@ import pytest
 
 from benchmarks.federation import options
 from data_partitions import DataError
-from tests.support import directory, run
+from tests.support import directory, refusal, run
 
 TINY = ("--algo", "local", "--rounds", "1", "--epochs", "1")
-REFUSED_WITHIN = 30  # seconds; 10 on a machine that does nothing else
-
-
-def refusal(out: Path, *options: str, ranks: int = 1) -> str:
-    """Runs a job that must be refused, and returns its sentence."""
-    begin = time.monotonic()
-    # No download leaves the machine, wherever this runs.
-    done = run(*options, "--out", str(out), ranks=ranks, timeout=60, https_proxy="http://127.0.0.1:9")
-    assert time.monotonic() - begin < REFUSED_WITHIN
-    assert done.returncode != 0
-    assert done.stdout == ""
-    (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("error: ")
-    assert "Traceback" not in sentence
-    return sentence
 
 
 def left(out: Path) -> list[Path]:

@@ -1,15 +1,10 @@
 """Real jobs under mpirun: equal bits on any number of ranks, complete records and exact counts."""
 
-import fcntl
 import json
-import os
-import pty
 import re
 import shutil
-import struct
 import subprocess
-import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +16,7 @@ import yaml
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support import ROOT, command, directory, rows, run, same_findings, summary, tensors
+from tests.support import ROOT, command, directory, on_terminal, rows, run, same_findings, summary, tensors
 
 METHODS = ("pfedpara", "fedper", "pfedme", "local", "fedavg")
 PARAMETERS = {"pfedpara": 59_570, "fedper": 200_960, "pfedme": 203_530, "local": 0, "fedavg": 203_530}
@@ -395,24 +390,6 @@ def test_rank_0_writes_plain_lines_and_nobody_else_a_word(job: Callable[..., Job
     last = [line for line in done.stdout.splitlines() if f"{ROUNDS}/{ROUNDS}" in line]
     assert len(last) == len(METHODS)
     assert all("accuracy 0." in line and "parameters" in line for line in last)
-
-
-def on_terminal(words: list[str], columns: int) -> Iterator[bytes]:
-    """Runs a command on a terminal of so many columns and yields what it writes there. Raises where it fails."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    env["TERM"] = "xterm-256color"
-    job = subprocess.Popen(words, cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    try:
-        while chunk := os.read(ours, 65536):
-            yield chunk
-    except OSError:  # Linux's end of file on a terminal
-        pass
-    finally:
-        os.close(ours)
-        assert job.wait(timeout=60) == 0
 
 
 def test_a_terminal_shows_a_progress_bar(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from benchmarks.federation.registry import METHODS, find_method
 from pfedpara.parameterize import parameterize
 from pfedpara.sharing import keep_private, layers, split_parameters
 from pfedpara.streams import stream_state
-from tests.support import directory, run, same_findings
-from tests.support.test_input import refusal
+from tests.support import directory, refusal, run, same_findings
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -30,8 +30,7 @@ from benchmarks.terminal import printable
 from data_partitions import heat_map, open_store, prepare
 from data_partitions.show import contact_sheet
 from data_partitions.show import printable as printable_name
-from tests.support import ROOT, command, run
-from tests.support.test_jobs import on_terminal
+from tests.support import ROOT, command, on_terminal, run
 
 NAME = "$x_^$ $y$ [red]*b* _i_ <img src=x onerror=alert(1)> `c` a|b :smile: & &lt; \x1b[31m\x07 \u202e 漢字\nend"
 SHOWN = "$x_^$ $y$ [red]*b* _i_ <img src=x onerror=alert(1)> `c` a|b :smile: & &lt; \\x1b[31m\\x07 \\u202e 漢字\\nend"
