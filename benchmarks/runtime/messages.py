@@ -45,6 +45,7 @@ class Kind(IntEnum):
     MOVE = 9  # S: hand a client's private state over to the worker that trains it next
     STATE = 10  # W: that state, from worker to worker
     ABSENT = 11  # W: the client received the tensors, and fails or comes too late
+    WAIT = 12  # S: the server is there, and waits for others
 
 
 FIELDS: dict[Kind, dict[str, type]] = {
@@ -59,10 +60,11 @@ FIELDS: dict[Kind, dict[str, type]] = {
     Kind.MOVE: {"client": int, "round": int, "worker": int},
     Kind.STATE: {"client": int, "round": int},
     Kind.ABSENT: {"client": int, "round": int},
+    Kind.WAIT: {},
 }
 """What a message of each kind must hold, beside tensors; JSON's own types."""
 
-FROM_SERVER = {Kind.SETUP, Kind.TRAIN, Kind.EVALUATE, Kind.FINISH, Kind.MOVE}
+FROM_SERVER = {Kind.SETUP, Kind.TRAIN, Kind.EVALUATE, Kind.FINISH, Kind.MOVE, Kind.WAIT}
 
 DIRECTION = {Kind.TRAIN: "down", Kind.UPDATE: "up", Kind.STATE: "move"}
 

@@ -76,6 +76,7 @@ class Server(Node):
         self.waiting: set[tuple[Kind, int]] = set()  # the answers that are due, and from which client or worker
         self.patience = 0.0  # seconds of silence that are borne while answers are due; 0: any
         self.busy = "server, start"  # what to name if this rank fails
+        self.seen = time.monotonic()  # when the workers last heard from here without being asked for anything
         self.turns = self.work()
 
     def register_message_receive_handlers(self) -> None:
@@ -95,7 +96,14 @@ class Server(Node):
             self.com_manager.stop_receive_message()
 
     def on_silence(self, seconds: float) -> None:
-        """Raises TimeoutError where an answer is due and nobody has said anything for ``--comm-timeout`` seconds."""
+        """Raises TimeoutError where an answer is due and nobody has said anything for ``--comm-timeout`` seconds.
+
+        Lets the workers know meanwhile that the server is there: a worker may wait long for what others have to do.
+        """
+        if self.patience and self.com_manager.comm.size > 1 and time.monotonic() - self.seen > self.patience / 4:
+            self.seen = time.monotonic()
+            for worker in self.workers:
+                self.send(Kind.WAIT, worker)
         if self.waiting and 0 < self.patience < seconds:
             kind, who = min(self.waiting)
             rank, client = (self.home[who], f", client {who}") if kind in OF_CLIENT else (who, "")

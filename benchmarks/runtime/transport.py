@@ -2,7 +2,8 @@
 
 FedML's own manager pickles dictionaries, polls from two threads and busies a core. This one posts every send and
 receive without blocking, sleeps between looks at MPI, and is woken by a doorbell: a byte on a local datagram socket
-whose only meaning is "look now". A rank on another host has no doorbell and looks every two milliseconds.
+whose only meaning is "look now". Between hosts, and where another user took the name of the folder that holds these
+sockets, there is none: such a rank looks every two milliseconds.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from fedml.core.distributed.communication.observer import Observer
 from mpi4py import MPI
 
 from benchmarks.federation.ledger import Ledger
+from benchmarks.runtime.launch import process
 from benchmarks.runtime.messages import decode, encode, enter, parse_header
 
 HEADER, BODY = 1, 3  # MPI tags
@@ -37,7 +40,7 @@ class MpiTransport(BaseCommunicationManager):
         """``job`` names this run's doorbells, the same text on every rank."""
         self.comm, self.job, self.ledger = comm, job, Ledger()
         self.workers = max(1, comm.size - 1)
-        self.longest_sleep = LONGEST_SLEEP_BY_DOORBELL if one_host else LONGEST_SLEEP
+        self.longest_sleep = LONGEST_SLEEP
         self.observers: dict[int, Observer] = {}
         self.sends: list[tuple[Any, np.ndarray]] = []
         self.receives: list[tuple[int, Any, np.ndarray, np.ndarray]] = []  # source, request, header, body
@@ -46,10 +49,13 @@ class MpiTransport(BaseCommunicationManager):
         self.on_silence: Callable[[float], None] = lambda seconds: None  # hears for how long nothing has arrived
         self.doorbell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.doorbell.setblocking(False)
-        self.doorbell.bind(self._address(comm.rank))
+        with contextlib.suppress(OSError):
+            if process.make_folder():
+                self.doorbell.bind(self._address(comm.rank))
+                self.longest_sleep = LONGEST_SLEEP_BY_DOORBELL if one_host else LONGEST_SLEEP
 
-    def _address(self, rank: int) -> bytes:
-        return f"\0pfedpara-{self.job}-{rank}".encode()  # Linux's abstract namespace: leaves no file
+    def _address(self, rank: int) -> str:
+        return str(process.STATE.folder / f"{self.job}-{rank}")
 
     def add_observer(self, observer: Any) -> None:
         self.observers[observer.get_sender_id()] = observer
@@ -78,12 +84,12 @@ class MpiTransport(BaseCommunicationManager):
         sleep, last = SHORTEST_SLEEP, time.monotonic()
         while self.running:
             self._look()
+            self.on_silence(0 if self.arrived else time.monotonic() - last)
             if self.arrived:
                 message = decode(*self.arrived.popleft())
                 self.observers[message.get_receiver_id()].receive_message(message.get_type(), message)
                 sleep, last = SHORTEST_SLEEP, time.monotonic()
                 continue
-            self.on_silence(time.monotonic() - last)
             # A large message moves only while both ends look at MPI.
             longest = 20 * SHORTEST_SLEEP if self.sends or self.receives else self.longest_sleep
             sleep = min(2 * sleep, longest)
@@ -95,6 +101,7 @@ class MpiTransport(BaseCommunicationManager):
         while self.sends:
             self._look()
             select.select([], [], [], SHORTEST_SLEEP)
+        Path(self._address(self.comm.rank)).unlink(missing_ok=True)
 
     def _look(self) -> None:
         """Lets MPI make progress, without waiting for any."""

@@ -125,6 +125,19 @@ class Worker(Node):
         self.register_message_receive_handler(Kind.MOVE, self.move)
         self.register_message_receive_handler(Kind.STATE, self.on_state)
         self.register_message_receive_handler(Kind.FINISH, self.finish_all)
+        self.register_message_receive_handler(Kind.WAIT, lambda message: None)
+
+    def run(self) -> None:
+        self.com_manager.on_silence = self.on_silence
+        super().run()
+
+    def on_silence(self, seconds: float) -> None:
+        """Raises TimeoutError where the server has said nothing for ``--comm-timeout`` seconds.
+
+        One worker after another, a second apart: the first ends the others, and they need not say it too.
+        """
+        if 0 < (limit := self.experiments[0].settings.comm_timeout) < seconds - (self.rank - 1):
+            raise TimeoutError(f"nothing from rank 0, the server, for {seconds:.1f} seconds (--comm-timeout {limit:g})")
 
     def set_up(self, message: Message) -> None:
         """Opens the experiment's partition, builds the model, and takes the clients' states from a checkpoint."""

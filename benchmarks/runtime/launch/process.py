@@ -8,12 +8,15 @@ import contextlib
 import ctypes
 import os
 import secrets
+import shutil
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
 
 GATE = 2  # MPI tag
 CARD = 128  # bytes by which a rank introduces itself
+RANK = next((os.environ[name] for name in ("PMI_RANK", "PMIX_RANK", "SLURM_PROCID") if name in os.environ), None)
+HYDRA = {"PMI_FD", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"} <= os.environ.keys()  # the launcher is MPICH's
 FAILING = threading.RLock()  # of the thread that ends the job; it never lets go
-THE_WORD: list[socket.socket] = []  # held by the process that says why the job ends
 LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
@@ -39,6 +43,34 @@ mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say whe
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # instead of a traceback from whatever is being imported
+
+
+def born(pid: int) -> int:
+    """Returns when process ``pid`` started, in clock ticks since the machine did: with ``pid``, a name used once."""
+    after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+    return int(after_name.split()[19])  # field 22
+
+
+def name_folder() -> Path:
+    """Returns the folder of this job on this host, for its sockets: the same in each rank, without any exchange.
+
+    Not in TMPDIR: a socket's path has at most 107 bytes.
+    """
+    room = next((room for room in ("/tmp", "/var/tmp") if os.access(room, os.W_OK)), "/dev/shm")
+    above = os.getppid() if RANK else os.getpid()  # what the launcher runs on this host, or this process
+    return Path(room, f"pfedpara-{Path('/proc/self/ns/pid').stat().st_ino}-{above}-{born(above)}")
+
+
+@dataclass
+class State:
+    """What this process is to its job; forked ranks inherit it."""
+
+    folder: Path = field(default_factory=name_folder)
+    watched: bool = False  # a watcher (fork.py) ends what this process leaves
+    has_the_word: bool = False  # this process says why the job ends
+
+
+STATE = State()
 
 
 class Group(NamedTuple):
@@ -54,18 +86,81 @@ def start() -> Group:
     """Joins the other ranks."""
     from mpi4py import MPI
 
-    if launcher().pid == os.getpid():
+    if STATE.watched:
+        answer_signals(signal.SIG_DFL)
+    elif RANK in (None, "0"):
         fail_on_signal()
     else:
-        answer_signals(signal.SIG_DFL)
+        answer_signals(signal.SIG_IGN)  # rank 0 answers; the launcher kills the rest
+    if HYDRA and os.environ["MPI_LOCALNRANKS"] == os.environ["PMI_SIZE"]:
+        os.environ.setdefault("UCX_TLS", "self,posix,sysv,cma")  # all that one host needs; the others open ports
     keep_freed_memory()
+    traces()
     LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
     comm = MPI.COMM_WORLD
     everyone = bytearray(CARD * comm.size)
     comm.Allgather(f"{secrets.token_hex(8)} {socket.gethostname()}".encode()[:CARD].ljust(CARD), everyone)
     names, hosts = zip(*(everyone[i : i + CARD].decode().split() for i in range(0, len(everyone), CARD)), strict=True)
-    return Group(comm, names[0], len(set(hosts)) == 1, hosts[: comm.rank].count(hosts[comm.rank]))
+    group = Group(comm, names[0], len(set(hosts)) == 1, hosts[: comm.rank].count(hosts[comm.rank]))
+    if not group.local_rank:  # each rank holds what it needs of them by now
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if "/dev/shm/mpich_" in line:
+                Path(line.split()[5]).unlink(missing_ok=True)
+        unlink_traces()
+    return group
+
+
+@cache
+def traces() -> list[Path]:
+    """Returns the names of the files that MPICH and Hydra make for this host's ranks; patterns, in their last part.
+
+    Both are known before MPI is initialised: Hydra's file to whoever asks for it, MPICH's segment by a hash (FNV-1a) of
+    the job's name. Only the first process of a host asks.
+    """
+    if not HYDRA or os.environ["MPI_LOCALRANKID"] != "0":
+        return []
+
+    def ask(question: str, answer: str) -> str:
+        os.write(pmi, f"cmd={question}\n".encode())
+        said = os.read(pmi, 4096).decode().split()
+        return next((word.removeprefix(f"{answer}=") for word in said if word.startswith(f"{answer}=")), "")
+
+    pmi = int(os.environ["PMI_FD"])
+    ask("init pmi_version=1 pmi_subversion=1", "rc")
+    job = ask("get_my_kvsname", "kvsname")
+    file = ask(f"get kvsname={job} key=PMI_hwloc_xmlfile", "value")
+    number = 2166136261
+    for byte in job.encode():
+        number = (number ^ byte) * 16777619 % 2**32
+    return [Path(f"/dev/shm/mpich_*_{number:x}_*"), *([Path(file)] if "hydra_hwloc_xmlfile_" in file else [])]
+
+
+def unlink_traces() -> None:
+    for pattern in traces():
+        for path in pattern.parent.glob(pattern.name):
+            path.unlink(missing_ok=True)
+
+
+def make_folder() -> bool:
+    """Makes this job's folder unless it is there. Returns whether it belongs to this user alone."""
+    with contextlib.suppress(FileExistsError):
+        STATE.folder.mkdir(0o700)
+    return is_private(STATE.folder)
+
+
+def is_private(folder: Path) -> bool:
+    """Returns whether ``folder`` is no other user's, and open to none. Raises FileNotFoundError."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o77
+
+
+def clean_up() -> None:
+    """Removes what the job leaves on this host; for the last of its processes."""
+    unlink_traces()
+    with contextlib.suppress(OSError):
+        if is_private(STATE.folder):
+            shutil.rmtree(STATE.folder)
 
 
 def keep_freed_memory() -> None:
@@ -88,8 +183,7 @@ def launched() -> float:
 
     From the kernel's own clock: psutil's time of creation is off by up to a second.
     """
-    after_name = Path(f"/proc/{launcher().pid}/stat").read_text().rpartition(")")[2]
-    started = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")  # field 22, seconds since boot
+    started = born(launcher().pid) / os.sysconf("SC_CLK_TCK")
     return time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
 
 
@@ -122,6 +216,10 @@ def leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     MPI.Finalize()
+    if not STATE.watched:
+        with contextlib.suppress(OSError):
+            if is_private(STATE.folder):
+                STATE.folder.rmdir()  # the last rank of the host can
     LIBC.exit(0)
     raise AssertionError("exit() returned")
 
@@ -138,38 +236,53 @@ def fail(sentence: str, code: int) -> NoReturn:
     if not take_the_word():
         time.sleep(5)  # the launcher needs less
         end_job(code)
+    say(sentence)
+    if not STATE.watched:
+        clean_up()
+    end_job(code)
+
+
+def take_the_word() -> bool:
+    """Returns whether this is the first process of the job on this host that fails, also when asked again.
+
+    True too where that cannot be known: better said twice than not at all.
+    """
+    if not STATE.has_the_word:
+        try:
+            if make_folder():
+                (STATE.folder / "word").touch(0o600, exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError:
+            pass
+    STATE.has_the_word = True
+    return True
+
+
+def say(sentence: str) -> None:
+    """Writes an error's sentence, and nothing after it."""
     with contextlib.suppress(OSError):  # its reader has gone, or its disk is full
         sys.stdout.flush()
     with contextlib.suppress(OSError):
         os.write(2, f"error: {printable(sentence)}\n".encode(sys.stderr.encoding, "backslashreplace"))
     time.sleep(0.3)  # mpirun drops what it has not yet read when a rank aborts
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI would add that it was told to abort
-    end_job(code)
-
-
-def take_the_word() -> bool:
-    """Returns whether this is the first process of the job on this host that fails, also when asked again."""
-    if not THE_WORD:  # else a signal came while this process failed
-        THE_WORD.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-        try:
-            THE_WORD[0].bind(f"\0pfedpara-{namespace}-{launcher().pid}-failed")
-        except OSError:
-            THE_WORD.clear()
-    return bool(THE_WORD)
 
 
 def end_job(code: int) -> NoReturn:
     """Has the launcher end all ranks, also from a process that has not joined them; ``mpirun`` returns ``code``."""
-    from mpi4py import MPI
-
-    if MPI.Is_initialized():
-        MPI.COMM_WORLD.Abort(code)
-    elif "PMI_FD" in os.environ:
-        with contextlib.suppress(OSError):
-            os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={code}\n".encode())
-            time.sleep(5)  # the launcher needs less
+    if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized():
+        mpi.COMM_WORLD.Abort(code)
+    elif HYDRA:
+        tell_launcher(code)
+        time.sleep(5)  # the launcher needs less
     os._exit(code)
+
+
+def tell_launcher(code: int) -> None:
+    """Has Hydra end the job with ``code``."""
+    with contextlib.suppress(OSError):
+        os.write(int(os.environ["PMI_FD"]), f"cmd=abort exitcode={code}\n".encode())
 
 
 def answer_signals(answer: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
@@ -183,7 +296,6 @@ def answer_signals(answer: Callable[[int, FrameType | None], None] | signal.Hand
 
 def fail_on_signal() -> None:
     """From here on a signal that asks this process to end ends all ranks, in a sentence."""
-    launcher()  # found ahead: once the signal is there, mpirun does not listen for long
     answer_signals(lambda got, _: fail(f"ended by {signal.Signals(got).name}", 128 + got))
 
 
