@@ -6,7 +6,7 @@ With ``adaptive``, once a round, on its first batch: α_i ← α_i − η ⟨v_i
 Server: w ← the mean of the w_i. The model that is judged is the mixture v̄_i; v_i and α_i stay.
 
 Two gradients a batch, for FedAvg's one. Deviations: the server's mean is weighted by samples, as FedAvg's is here; the
-gradients are clipped as in baselines/fedavg.py. On factored weights it is the factors that are mixed.
+gradients are clipped as in baselines/base.py. On factored weights it is the factors that are mixed.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, copy_into, search
+from baselines.base import Hyper, copy_into, search
 from baselines.second_model import SecondModelTrainer
 
 
-class ApflHyper(FedAvgHyper, frozen=True):
+class ApflHyper(Hyper, frozen=True):
     alpha: float = Field(
         0.5, ge=0, le=1, description="α_i, share of the client's own v_i", **search(0.1, 0.9, log=False)
     )
@@ -30,7 +30,7 @@ class ApflHyper(FedAvgHyper, frozen=True):
 class ApflTrainer(SecondModelTrainer):
     """APFL: each client uses a mixture of the global model and one of its own."""
 
-    Hyper = ApflHyper
+    hyper_class = ApflHyper
     hyper: ApflHyper
 
     def __init__(self, model: nn.Module, args: Any) -> None:

@@ -7,7 +7,7 @@ Client k, with the global model w^t that came and its own model v_k:
 Server: w ← the mean of the w_k, weighted by samples. The model that is judged is v_k.
 
 Two epochs' work for each of FedAvg's: 2E local epochs. w_k and v_k see the same batches. Deviation: the loss's gradient
-in a step is clipped as in baselines/fedavg.py, λ (v_k − w^t) is not.
+in a step is clipped as in baselines/base.py, λ (v_k − w^t) is not.
 """
 
 from typing import Any
@@ -16,18 +16,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, copy_into, search
+from baselines.base import Hyper, copy_into, search
 from baselines.second_model import SecondModelTrainer
 
 
-class DittoHyper(FedAvgHyper, frozen=True):
+class DittoHyper(Hyper, frozen=True):
     lam: float = Field(0.5, ge=0, description="λ, pull of the personal v_k towards the global model", **search(0.01, 2))
 
 
 class DittoTrainer(SecondModelTrainer):
     """Ditto: FedAvg, and a personal model at each client that is pulled towards the global one."""
 
-    Hyper = DittoHyper
+    hyper_class = DittoHyper
     hyper: DittoHyper
 
     def __init__(self, model: nn.Module, args: Any) -> None:

@@ -11,17 +11,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer, JudgedOn
+from baselines.base import Hyper, JudgedOn, Trainer
 
 
-class FedAvgFtHyper(FedAvgHyper, frozen=True):
+class FedAvgFtHyper(Hyper, frozen=True):
     finetune_epochs: int = Field(5, ge=0, description="epochs on the client's own data before its model is used")
 
 
-class FedAvgFtTrainer(FedAvgTrainer):
+class FedAvgFtTrainer(Trainer):
     """FedAvg, fine-tuned: each client trains the global model on its own data before it uses it."""
 
-    Hyper = FedAvgFtHyper
+    hyper_class = FedAvgFtHyper
     hyper: FedAvgFtHyper
     judged_on: ClassVar[JudgedOn] = "received"  # on any weights: what it trains for the others is not what it uses
 

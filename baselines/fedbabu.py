@@ -5,7 +5,7 @@ The head stays at its random start, the same at every client, so that only the b
 only the body travels; the server averages it, weighted by samples. For evaluation a client fine-tunes the whole model,
 head and body, by ``finetune_epochs`` epochs on its own data (τ_f, 5 in the paper's main tables), and is judged on that.
 
-No deviation beyond the shared clipping of baselines/fedavg.py. The fine-tuning is no part of training, as in
+No deviation beyond the shared clipping of baselines/base.py. The fine-tuning is no part of training, as in
 baselines/fedavg_ft.py.
 """
 
@@ -25,7 +25,7 @@ class FedBabuHyper(FedAvgFtHyper, FedPerHyper, frozen=True):
 class FedBabuTrainer(FedAvgFtTrainer, FedPerTrainer):
     """FedBABU: a shared body under a head that nobody trains; each client fine-tunes both before it uses them."""
 
-    Hyper = FedBabuHyper
+    hyper_class = FedBabuHyper
     hyper: FedBabuHyper
 
     def __init__(self, model: nn.Module, args: Any) -> None:

@@ -5,19 +5,19 @@ FedAvg, but for the norm layers: their scale, shift and running statistics never
 everything else, weighted by samples. As in the authors' code, what is judged is the new aggregate with the client's
 own norm layers. On GroupNorm, LayerNorm and the like, which have no statistics, scale and shift stay.
 
-No deviation beyond the shared clipping of baselines/fedavg.py.
+No deviation beyond the shared clipping of baselines/base.py.
 """
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from baselines.fedavg import FedAvgTrainer
+from baselines.base import Trainer
 from pfedpara.sharing import keep_private, own_tensors
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # the first is that of BatchNorm and InstanceNorm
 
 
-class FedBNTrainer(FedAvgTrainer):
+class FedBNTrainer(Trainer):
     """FedBN: all is shared but the norm layers, with their running statistics."""
 
     judged_on = "received"

@@ -8,7 +8,7 @@ As α → 0 the clients become FedAvg's, but the server does not: −h / α is t
 
 Deviations: as in the paper's experiments the argmin is E epochs of SGD, here without their weight decay and with one α
 for all clients, which the authors' code divides by the client's share of samples. L_k's gradient is clipped as in
-baselines/fedavg.py, what is added to it is not. Memory and pull belong to the shared parameters alone: a private one
+baselines/base.py, what is added to it is not. Memory and pull belong to the shared parameters alone: a private one
 has no θ^{t−1}, and is trained by plain SGD on L_k.
 """
 
@@ -19,15 +19,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of, search
+from baselines.base import Aggregator, Hyper, Params, Trainer, copy_of, search
 from pfedpara.sharing import learned
 
 
-class FedDynHyper(FedAvgHyper, frozen=True):
+class FedDynHyper(Hyper, frozen=True):
     alpha: float = Field(0.1, gt=0, description="α, weight of the dynamic regularizer", **search(0.001, 1))
 
 
-class FedDynAggregator(FedAvgAggregator):
+class FedDynAggregator(Aggregator):
     """The plain mean, less h / α."""
 
     def __init__(self, model: nn.Module, args: Any) -> None:
@@ -45,11 +45,11 @@ class FedDynAggregator(FedAvgAggregator):
         return mean
 
 
-class FedDynTrainer(FedAvgTrainer):
+class FedDynTrainer(Trainer):
     """FedDyn: a regularizer that remembers each client's gradient lets local and global optima agree."""
 
-    Hyper = FedDynHyper
-    Aggregator = FedDynAggregator
+    hyper_class = FedDynHyper
+    aggregator_class = FedDynAggregator
     hyper: FedDynHyper
 
     def __init__(self, model: nn.Module, args: Any) -> None:

@@ -9,7 +9,7 @@ from m_{−1} = 0 and v_{−1} = τ², without bias correction. FedAvgM with β 
 
 FedAvgM: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
 2019, with the server's η of the next. FedAdam, FedYogi: Reddi et al., "Adaptive Federated Optimization", ICLR 2021,
-Algorithm 2. Deviations: the clients are weighted by samples, as in FedAvg; the shared clipping of baselines/fedavg.py.
+Algorithm 2. Deviations: the clients are weighted by samples, as in FedAvg; the shared clipping of baselines/base.py.
 The optimizer acts on the shared parameters; private ones are trained by plain SGD and stay.
 """
 
@@ -19,23 +19,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, search
+from baselines.base import Aggregator, Hyper, Params, Trainer, search
 from pfedpara.sharing import learned
 
 
-class FedAvgMHyper(FedAvgHyper, frozen=True):
+class FedAvgMHyper(Hyper, frozen=True):
     server_lr: float = Field(1.0, gt=0, description="η, the server's learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="β, the server's momentum", **search(0, 0.95, log=False))
 
 
-class FedAdamHyper(FedAvgHyper, frozen=True):
+class FedAdamHyper(Hyper, frozen=True):
     server_lr: float = Field(0.01, gt=0, description="η, the server's learning rate", **search(0.001, 0.1))
     beta1: float = Field(0.9, ge=0, lt=1, description="β1, decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="β2, decay of the second moment")
     tau: float = Field(1e-3, gt=0, description="τ, adaptivity: the smaller, the more so")
 
 
-class FedAvgMAggregator(FedAvgAggregator):
+class FedAvgMAggregator(Aggregator):
     """Momentum of the clients' mean move."""
 
     def __init__(self, model: nn.Module, args: Any) -> None:
@@ -79,21 +79,21 @@ class FedYogiAggregator(FedAdamAggregator):
         v.sub_(square * (v - square).sign(), alpha=1 - self.args.beta2)
 
 
-class FedAvgMTrainer(FedAvgTrainer):
+class FedAvgMTrainer(Trainer):
     """FedAvgM: FedAvg with momentum on the server."""
 
-    Hyper = FedAvgMHyper
-    Aggregator = FedAvgMAggregator
+    hyper_class = FedAvgMHyper
+    aggregator_class = FedAvgMAggregator
 
 
-class FedAdamTrainer(FedAvgTrainer):
+class FedAdamTrainer(Trainer):
     """FedAdam: FedAvg with Adam on the server."""
 
-    Hyper = FedAdamHyper
-    Aggregator = FedAdamAggregator
+    hyper_class = FedAdamHyper
+    aggregator_class = FedAdamAggregator
 
 
 class FedYogiTrainer(FedAdamTrainer):
     """FedYogi: FedAvg with Yogi on the server."""
 
-    Aggregator = FedYogiAggregator
+    aggregator_class = FedYogiAggregator

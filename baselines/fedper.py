@@ -2,7 +2,7 @@
 
 The model is K_B base layers followed by K_P personalization layers. Clients train both by SGD on their own data
 (Algorithm 1); the server averages only the base layers, weighted by samples (Algorithm 2). The client's model after its
-local training is judged. No deviation beyond the shared clipping of baselines/fedavg.py. A layer is a module with
+local training is judged. No deviation beyond the shared clipping of baselines/base.py. A layer is a module with
 tensors of its own, so that a norm layer counts as one, and a factored layer as one too (pfedpara/sharing.py).
 """
 
@@ -12,18 +12,18 @@ from pydantic import Field
 from torch import nn
 from torch.nn import Parameter
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer, JudgedOn
+from baselines.base import Hyper, JudgedOn, Trainer
 from pfedpara.sharing import Layer, keep_private, layers
 
 
-class FedPerHyper(FedAvgHyper, frozen=True):
+class FedPerHyper(Hyper, frozen=True):
     private_layers: int = Field(1, ge=1, description="K_P, how many of the last layers stay on the client")
 
 
-class FedPerTrainer(FedAvgTrainer):
+class FedPerTrainer(Trainer):
     """FedPer: all layers but the last K_P are shared."""
 
-    Hyper = FedPerHyper
+    hyper_class = FedPerHyper
     hyper: FedPerHyper
     judged_on: ClassVar[JudgedOn] = "trained"
 

@@ -5,7 +5,7 @@ Server:               w^{t+1} ← Σ_k (n_k / n) w_k.        With μ = 0 this is
 
 Deviations: h_k is minimised by E epochs of SGD, the same E for all clients: none is a straggler, so the inexactness γ
 is not varied. Clients are drawn uniformly and weighted by samples, as in FedAvg here and in the authors' code;
-Algorithm 2 draws them by n_k / n and weights them alike. F_k's gradient is clipped as in baselines/fedavg.py, the
+Algorithm 2 draws them by n_k / n and weights them alike. F_k's gradient is clipped as in baselines/base.py, the
 proximal term's is not. The term acts on the shared parameters alone: a private one has no w^t to be held to, and is
 trained by plain SGD on F_k.
 """
@@ -16,17 +16,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer, copy_of, search
+from baselines.base import Hyper, Trainer, copy_of, search
 
 
-class FedProxHyper(FedAvgHyper, frozen=True):
+class FedProxHyper(Hyper, frozen=True):
     mu: float = Field(0.1, ge=0, description="μ, pull of the local model towards the received one", **search(0.001, 1))
 
 
-class FedProxTrainer(FedAvgTrainer):
+class FedProxTrainer(Trainer):
     """FedProx: FedAvg whose clients are held back from drifting by a proximal term."""
 
-    Hyper = FedProxHyper
+    hyper_class = FedProxHyper
     hyper: FedProxHyper
 
     def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:

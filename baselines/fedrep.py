@@ -6,7 +6,7 @@ Client i, with the body φ that came and its own head h_i:
 Server: φ ← the mean of the φ_i. As in the authors' code, what is judged is the new φ with the client's head.
 
 τ epochs on top of FedAvg's E, whose gradients stop at the head. Deviations: the mean is weighted by samples, as in the
-authors' code; the shared clipping of baselines/fedavg.py. Running statistics of BatchNorm follow both phases.
+authors' code; the shared clipping of baselines/base.py. Running statistics of BatchNorm follow both phases.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ class FedRepHyper(FedPerHyper, frozen=True):
 class FedRepTrainer(FedPerTrainer):
     """FedRep: a shared body; each client fits its own head to it first, then the body to that head."""
 
-    Hyper = FedRepHyper
+    hyper_class = FedRepHyper
     hyper: FedRepHyper
     judged_on = "received"
 

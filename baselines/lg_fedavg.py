@@ -7,7 +7,7 @@ the new global layers on the client's own representation.
 
 Deviations: every client starts from the common random start, where the authors' code starts from a model that FedAvg
 has trained, and evaluation keeps each client's best model of all rounds by test accuracy, which is not done here; the
-shared clipping of baselines/fedavg.py.
+shared clipping of baselines/base.py.
 """
 
 from pydantic import Field
@@ -23,7 +23,7 @@ class LGFedAvgHyper(FedPerHyper, frozen=True):
 class LGFedAvgTrainer(FedPerTrainer):
     """LG-FedAvg: each client has its own first layers, and shares the rest."""
 
-    Hyper = LGFedAvgHyper
+    hyper_class = LGFedAvgHyper
     hyper: LGFedAvgHyper
     judged_on = "received"
 

@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from baselines.fedavg import FedAvgTrainer
+from baselines.base import Trainer
 from pfedpara.sharing import keep_private
 
 
-class LocalTrainer(FedAvgTrainer):
+class LocalTrainer(Trainer):
     """Local only: each client trains alone, nothing is sent."""
 
     judged_on = "trained"

@@ -13,7 +13,7 @@ theory has it: above, I − α ∇²f turns steps around. On the mlp of this sui
 In E epochs each sample is used once an epoch, as everywhere, so that a round has a half (fo) or a third (hf) of
 FedAvg's steps, at one (fo) or 4/3 (hf) of its gradients; batches left over at the end of an epoch do not make a step.
 Deviations: the server's mean is weighted by samples, as FedAvg's is here; the gradient of each step, the inner one and
-the whole outer one, is clipped as in baselines/fedavg.py.
+the whole outer one, is clipped as in baselines/base.py.
 """
 
 from typing import Any, Literal
@@ -23,10 +23,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer, search
+from baselines.base import Hyper, Trainer, search
 
 
-class PerFedAvgHyper(FedAvgHyper, frozen=True):
+class PerFedAvgHyper(Hyper, frozen=True):
     lr: float = Field(0.1, gt=0, description="β, the step size of w", **search(0.03, 3))
     variant: Literal["fo", "hf"] = Field("fo", description="fo: first order; hf: Hessian-free")
     inner_lr: float = Field(
@@ -36,10 +36,10 @@ class PerFedAvgHyper(FedAvgHyper, frozen=True):
     delta: float = Field(1e-3, gt=0, description="δ, the difference that hf takes instead of the Hessian")
 
 
-class PerFedAvgTrainer(FedAvgTrainer):
+class PerFedAvgTrainer(Trainer):
     """Per-FedAvg: a global model from which a step on a client's data leads to a good one."""
 
-    Hyper = PerFedAvgHyper
+    hyper_class = PerFedAvgHyper
     hyper: PerFedAvgHyper
     judged_on = "received"
 

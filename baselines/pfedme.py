@@ -10,7 +10,7 @@ A private tensor, such as a personal factor of pFedPara, is part of θ alone: it
 K steps on the loss, and stays.
 
 Deviations: the R local rounds are the batches of E epochs, so that every method sees the same samples; the loss's
-gradient in a step on θ is clipped as in baselines/fedavg.py. As in the authors' code, θ starts at w in each round and
+gradient in a step on θ is clipped as in baselines/base.py. As in the authors' code, θ starts at w in each round and
 goes on from where the previous batch left it.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_into, copy_of, search
+from baselines.base import Aggregator, Hyper, Params, Trainer, copy_into, copy_of, search
 from pfedpara.sharing import learned
 
 
 # w_i goes the share ηλ of the way to θ, and θ by its step size times λ towards w_i: both have to stay at 2 or below.
-class PFedMeHyper(FedAvgHyper, frozen=True):
+class PFedMeHyper(Hyper, frozen=True):
     lr: float = Field(0.05, gt=0, description="η, step size of the local model w_i", **search(0.01, 0.1))
     personal_lr: float = Field(0.05, gt=0, description="step size of the K steps on θ", **search(0.02, 0.1))
     lam: float = Field(15.0, gt=0, description="λ, pull of θ towards w_i", **search(5, 20))
@@ -32,7 +32,7 @@ class PFedMeHyper(FedAvgHyper, frozen=True):
     beta: float = Field(1.0, gt=0, description="β, weight of the clients' mean in the new global model")
 
 
-class PFedMeAggregator(FedAvgAggregator):
+class PFedMeAggregator(Aggregator):
     """w ← (1 − β) w + β · mean(w_i)."""
 
     def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
@@ -41,11 +41,11 @@ class PFedMeAggregator(FedAvgAggregator):
         return mean | {name: (1 - beta) * w.detach() + beta * mean[name] for name, w in learned(self.shared).items()}
 
 
-class PFedMeTrainer(FedAvgTrainer):
+class PFedMeTrainer(Trainer):
     """pFedMe: personal models θ tied to a global model by a Moreau envelope."""
 
-    Hyper = PFedMeHyper
-    Aggregator = PFedMeAggregator
+    hyper_class = PFedMeHyper
+    aggregator_class = PFedMeAggregator
     hyper: PFedMeHyper
     judged_on = "trained"
 

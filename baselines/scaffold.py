@@ -9,7 +9,7 @@ Server (their eq. 5), of N clients with S taking part, each with the same weight
 All control variates start at 0.
 
 Deviations: K is each client's own number of batches in E epochs, so that every method sees the same samples; the paper
-has one K for all. g_i is clipped as in baselines/fedavg.py, its correction is not. y_i travels in place of y_i − x.
+has one K for all. g_i is clipped as in baselines/base.py, its correction is not. y_i travels in place of y_i − x.
 Control variates belong to the shared parameters alone: a private one has no server's c to drift from, and is trained by
 plain SGD.
 """
@@ -22,15 +22,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer, Params, copy_of, search
+from baselines.base import Aggregator, Hyper, Params, Trainer, copy_of, search
 from pfedpara.sharing import learned
 
 
-class ScaffoldHyper(FedAvgHyper, frozen=True):
+class ScaffoldHyper(Hyper, frozen=True):
     server_lr: float = Field(1.0, gt=0, description="η_g, the server's step size", **search(0.3, 1))
 
 
-class ScaffoldAggregator(FedAvgAggregator):
+class ScaffoldAggregator(Aggregator):
     """x and c, moved by the means of what the clients send."""
 
     def __init__(self, model: nn.Module, args: Any) -> None:
@@ -49,11 +49,11 @@ class ScaffoldAggregator(FedAvgAggregator):
         return mean
 
 
-class ScaffoldTrainer(FedAvgTrainer):
+class ScaffoldTrainer(Trainer):
     """SCAFFOLD: control variates, which travel as well, take each client's drift out of its steps."""
 
-    Hyper = ScaffoldHyper
-    Aggregator = ScaffoldAggregator
+    hyper_class = ScaffoldHyper
+    aggregator_class = ScaffoldAggregator
     hyper: ScaffoldHyper
 
     def __init__(self, model: nn.Module, args: Any) -> None:

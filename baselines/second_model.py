@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from baselines.fedavg import FedAvgTrainer, Params, copy_into, copy_of
+from baselines.base import Params, Trainer, copy_into, copy_of
 
 
-class SecondModelTrainer(FedAvgTrainer):
+class SecondModelTrainer(Trainer):
     """A client with two models, w and v, both with the names and shapes of the shared tensors."""
 
     judged_on = "trained"

@@ -3,7 +3,7 @@
     python benchmarks/tune.py                       # every method, 6 trials each; writes benchmarks/tuned.yaml
     python benchmarks/tune.py --algo fedavg scaffold --parameterization lowrank fedpara
 
-What is searched, and where, stands beside each hyper-parameter (``search`` in baselines/fedavg.py). A method's first
+What is searched, and where, stands beside each hyper-parameter (``search`` in baselines/base.py). A method's first
 trial is its defaults; Optuna's sampler, a Gaussian process with a fixed seed, proposes the others. A trial's score is
 the mean over partitions and seeds of the last round's mean validation accuracy, 0 where a run diverged. The test split
 is never looked at, and trials see the half of the data set alone that is set aside for them (``run.py --tuning``): no
@@ -35,7 +35,7 @@ import optuna
 import torch
 import yaml
 
-from baselines.fedavg import FedAvgHyper
+from baselines.base import Hyper
 from benchmarks.federation.models import MODELS
 from benchmarks.federation.options import TUNED, Parser, UsageError
 from benchmarks.federation.registry import METHODS, build_trainer, find_method
@@ -53,21 +53,21 @@ class Tuning(NamedTuple):
 
     settings: Settings  # of its first run
     weights: str | None  # the parameterization that was asked for; None: the method's own
-    Hyper: type[FedAvgHyper]
+    Hyper: type[Hyper]
     study: optuna.Study
     trials: list[dict[str, Any]]  # the values of each, its score, and whether it diverged
 
 
 def begin(settings: Settings, weights: str | None) -> Tuning:
     """Returns a study of the method that begins with its defaults."""
-    Hyper = find_method(settings.algo, settings.parameterization).Hyper
+    Hyper = find_method(settings.algo, settings.parameterization).hyper_class
     sampler = optuna.samplers.GPSampler(seed=0, n_startup_trials=1 + RANDOM_TRIALS)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     study.enqueue_trial({name: Hyper.model_fields[name].default for name in spaces(Hyper)})
     return Tuning(settings, weights, Hyper, study, [])
 
 
-def spaces(Hyper: type[FedAvgHyper]) -> dict[str, dict[str, Any]]:
+def spaces(Hyper: type[Hyper]) -> dict[str, dict[str, Any]]:
     """Returns low, high and log of each hyper-parameter that is searched."""
     extras = {name: field.json_schema_extra for name, field in Hyper.model_fields.items()}
     return {name: extra["search"] for name, extra in extras.items() if isinstance(extra, dict)}  # type: ignore[misc]
@@ -123,7 +123,7 @@ def find_tunings(options: argparse.Namespace) -> list[Tuning]:
                 tuning=True,
                 **{name: getattr(options, name) for name in ("dataset", "model", "rounds", "data_dir", "out")},
                 **{"algo": algo, "parameterization": method.parameterization, "partition": partition, "seed": seed},
-                hyper=method.Hyper().model_dump(),
+                hyper=method.hyper_class().model_dump(),
             )
             folder = options.out / "data"
             store = prepare(

@@ -6,7 +6,7 @@ Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Eff
     pfedpara  W = (X1 Y1ᵀ) ⊙ (X2 Y2ᵀ + 1)     (section 2.3) FedAvg on X1, Y1 and biases; X2, Y2 never leave the client
     lowrank   W = X Yᵀ                         FedAvg on the factors, at no more parameters than fedpara
 
-No deviation beyond the shared clipping of baselines/fedavg.py.
+No deviation beyond the shared clipping of baselines/base.py.
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ from typing import ClassVar
 from pydantic import BaseModel, Field, create_model
 from torch import nn
 
-from baselines.fedavg import FedAvgHyper, FedAvgTrainer
+from baselines.base import Hyper, Trainer
 from pfedpara.hadamard import Method
 from pfedpara.parameterize import parameterize
 
@@ -25,14 +25,14 @@ class FactorHyper(BaseModel, frozen=True):
     tanh: bool = Field(False, description="pass the inner products through tanh, the paper's non-linearity")
 
 
-class FactoredHyper(FedAvgHyper, FactorHyper, frozen=True):
+class FactoredHyper(Hyper, FactorHyper, frozen=True):
     pass
 
 
-class FedParaTrainer(FedAvgTrainer):
+class FedParaTrainer(Trainer):
     """FedPara: FedAvg on the factors of a Hadamard product; one global model."""
 
-    Hyper = FactoredHyper
+    hyper_class = FactoredHyper
     hyper: FactoredHyper
     parameterization: ClassVar[Method] = "fedpara"
 
@@ -55,7 +55,7 @@ class PFedParaTrainer(FedParaTrainer):
 
 
 @cache
-def on_factors(method: type[FedAvgTrainer], parameterization: Method) -> type[FedAvgTrainer]:
+def on_factors(method: type[Trainer], parameterization: Method) -> type[Trainer]:
     """Returns ``method`` on factored weights: a trainer that factors its model and then does as ``method`` does.
 
     Its hyper-parameters are the method's, and γ and tanh. It is judged as the method says; where that is FedAvg's way,
@@ -71,7 +71,7 @@ def on_factors(method: type[FedAvgTrainer], parameterization: Method) -> type[Fe
         (factored, method),
         {
             "__doc__": method.__doc__,
-            "Hyper": create_model(f"{name}Hyper", __base__=(method.Hyper, FactorHyper)),
-            "judged_on": factored.judged_on if says is FedAvgTrainer else method.judged_on,
+            "hyper_class": create_model(f"{name}Hyper", __base__=(method.hyper_class, FactorHyper)),
+            "judged_on": factored.judged_on if says is Trainer else method.judged_on,
         },
     )

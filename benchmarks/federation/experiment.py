@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.utils.parametrize import ParametrizationList
 
-from baselines.fedavg import Params, all_finite
+from baselines.base import Params, all_finite
 from benchmarks.federation import checkpoint, lock
 from benchmarks.federation.ledger import Entry, totals, traffic_to_model
 from benchmarks.federation.recorder import ClientFigures, Recorder, Totals, check_tables, summarize_clients
@@ -84,7 +84,7 @@ class Run:
         self.store = open_store(experiment.store, experiment.partition_sha256)
         trainer = build_trainer(settings, self.store)
         self.judged_on = trainer.judged_on
-        self.aggregator = trainer.Aggregator(trainer.model, trainer.args)
+        self.aggregator = trainer.aggregator_class(trainer.model, trainer.args)
         self.travelling = trainer.get_model_params()  # names and shapes of what travels
         self.differences = trainer.differences
         self.fresh_state = trainer.get_private_state()

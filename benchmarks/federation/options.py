@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from baselines.fedavg import FedAvgTrainer
+from baselines.base import Trainer
 from benchmarks.federation import files, lock
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.models import MODELS
@@ -87,9 +87,13 @@ def parser() -> argparse.ArgumentParser:
     option("device", metavar="NAME")
     option("histograms", action="store_true")
     for name in HYPER_OPTIONS:
-        meaning = next(m.Hyper.model_fields[name].description for m in METHODS.values() if name in m.Hyper.model_fields)
+        meaning = next(
+            m.hyper_class.model_fields[name].description for m in METHODS.values() if name in m.hyper_class.model_fields
+        )
         p.add_argument(
-            "--" + name.replace("_", "-"), metavar="X", help=f"{meaning} (default: the method's; --algo help)"
+            "--" + name.replace("_", "-"),
+            metavar="X",
+            help=f"{meaning} (default: the method's; --algo help)",
         )
     p.add_argument(
         "--set",
@@ -114,8 +118,8 @@ def hyper_parameters(
     """
     chosen: dict[str, set[str]] = {}  # names of each method's hyper-parameters, on any of the chosen weights
     for method, weights in itertools.product(options.algo, options.parameterization):
-        chosen.setdefault(method, set()).update(find_method(method, weights).Hyper.model_fields)
-    Hyper = find_method(algo, parameterization).Hyper
+        chosen.setdefault(method, set()).update(find_method(method, weights).hyper_class.model_fields)
+    Hyper = find_method(algo, parameterization).hyper_class
     given = [("", name, value) for name in HYPER_OPTIONS if (value := getattr(options, name)) is not None]
     for item in options.set:
         name, equals, value = item.partition("=")
@@ -138,10 +142,10 @@ def hyper_parameters(
 
 def explain_methods() -> str:
     """Returns a line for each method and one for each hyper-parameter that it does not share with FedAvg."""
-    lines, common = [], METHODS["fedavg"].Hyper.model_fields
+    lines, common = [], METHODS["fedavg"].hyper_class.model_fields
     for name, trainer in METHODS.items():
         lines.append(f"{name:10} {(trainer.__doc__ or '').splitlines()[0]}")
-        for field, info in trainer.Hyper.model_fields.items():
+        for field, info in trainer.hyper_class.model_fields.items():
             if name == "fedavg" or field not in common or info.default != common[field].default:
                 lines.append(f"{'':10}   {field:15} {info.description} (default: {info.default})")
     return "\n".join(lines) + "\nEvery method has FedAvg's hyper-parameters as well."
@@ -281,7 +285,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
                 s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction, tuning=s.tuning
             )
     experiments = []
-    trainers: dict[tuple[str, str], FedAvgTrainer] = {}
+    trainers: dict[tuple[str, str], Trainer] = {}
     for s in wanted:
         try:
             with open_store(stores[s.partition, s.seed]) as opened:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from baselines.apfl import ApflTrainer
+from baselines.base import Trainer
 from baselines.ditto import DittoTrainer
 from baselines.fedavg import FedAvgTrainer
 from baselines.fedavg_ft import FedAvgFtTrainer
@@ -26,7 +27,7 @@ from data_partitions import Store
 from pfedpara.streams import stream_state
 from pfedpara.trainer import FedParaTrainer, LowRankTrainer, PFedParaTrainer, on_factors
 
-METHODS: dict[str, type[FedAvgTrainer]] = {
+METHODS: dict[str, type[Trainer]] = {
     "fedavg": FedAvgTrainer,
     "local": LocalTrainer,
     "fedper": FedPerTrainer,
@@ -51,7 +52,7 @@ METHODS: dict[str, type[FedAvgTrainer]] = {
 }
 
 
-def find_method(algo: str, parameterization: str | None = None) -> type[FedAvgTrainer]:
+def find_method(algo: str, parameterization: str | None = None) -> type[Trainer]:
     """Returns the trainer of ``algo`` on weights of that ``parameterization``, by default the method's own.
 
     Raises ValueError where the method itself is another parameterization.
@@ -67,7 +68,7 @@ def find_method(algo: str, parameterization: str | None = None) -> type[FedAvgTr
     return on_factors(method, parameterization)  # type: ignore[arg-type]
 
 
-def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> FedAvgTrainer:
+def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trainer:
     """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
     torch.set_rng_state(stream_state("start", settings.seed))
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std).to(device)

@@ -114,11 +114,11 @@ def stock_fedml(rounds: int, out: Path) -> None:
     from mpi4py import MPI
     from torch.utils.data import TensorDataset
 
-    from baselines.fedavg import FedAvgAggregator, FedAvgHyper, FedAvgTrainer
+    from baselines.base import Aggregator, Hyper, Trainer
 
     ends: list[float] = []
 
-    class NotingAggregator(FedAvgAggregator):
+    class NotingAggregator(Aggregator):
         def set_model_params(self, model_parameters: dict[str, torch.Tensor]) -> None:
             super().set_model_params(model_parameters)
             ends.append(time.monotonic())
@@ -135,9 +135,9 @@ def stock_fedml(rounds: int, out: Path) -> None:
         frequency_of_the_test=rounds,
         random_seed=0,
         round_idx=0,
-        **FedAvgHyper(lr=LR, epochs=1, batch_size=BATCH, clip_norm=CLIP).model_dump(),
+        **Hyper(lr=LR, epochs=1, batch_size=BATCH, clip_norm=CLIP).model_dump(),
     )
-    trainer = FedAvgTrainer(model(), args)
+    trainer = Trainer(model(), args)
     aggregator = NotingAggregator(trainer.model, args)
     data = {c: TensorDataset(*map(torch.from_numpy, digits(c))) for c in range(CLIENTS)}
     sizes = dict.fromkeys(range(CLIENTS), SAMPLES)
@@ -226,7 +226,7 @@ def methods() -> dict[str, dict[str, float]]:
     data, found = TensorDataset(*map(torch.from_numpy, digits(0))), {}
     for name, method in METHODS.items():
         args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=CLIENTS)
-        vars(args).update(method.Hyper(epochs=1, batch_size=BATCH).model_dump())
+        vars(args).update(method.hyper_class(epochs=1, batch_size=BATCH).model_dump())
         try:
             trainer = method(model(), args)
         except ValueError:  # it needs another model

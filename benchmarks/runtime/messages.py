@@ -20,7 +20,7 @@ import torch
 from fedml.core.distributed.communication.message import Message
 from torch import Tensor
 
-from baselines.fedavg import all_finite
+from baselines.base import all_finite
 from benchmarks.federation.ledger import Entry
 
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS

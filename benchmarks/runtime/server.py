@@ -10,7 +10,7 @@ from fedml.core.distributed.communication.message import Message
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from baselines.fedavg import Params, all_finite
+from baselines.base import Params, all_finite
 from benchmarks.federation import checkpoint, codec
 from benchmarks.federation.experiment import Experiment, Run
 from benchmarks.federation.ledger import Entry

@@ -17,7 +17,7 @@ from fedml.core.distributed.communication.message import Message
 from safetensors.torch import load, save
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import DivergedError, FedAvgTrainer, Params, all_finite, evaluate
+from baselines.base import DivergedError, Params, Trainer, all_finite, evaluate
 from benchmarks.federation import checkpoint, codec, files
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.recorder import ClientFigures
@@ -108,7 +108,7 @@ class StateFile(MutableMapping[int, Params]):
 class Worker(Node):
     """Trains and judges the clients that the server assigned to it."""
 
-    trainer: FedAvgTrainer
+    trainer: Trainer
     store: Store
 
     def __init__(self, transport: MpiTransport, node: int, experiments: list[Experiment], local_rank: int) -> None:

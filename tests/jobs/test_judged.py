@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgTrainer, Params
+from baselines.base import Params, Trainer
 from benchmarks.federation.experiment import sample_clients
 from benchmarks.federation.options import parser, settings_of
 from benchmarks.federation.registry import METHODS, build_trainer
@@ -52,7 +52,7 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
     (settings,) = (s for s in settings_of(parser().parse_args([*OPTIONS, "--out", str(job)])) if s.algo == algo)
     store = open_store(next((job / "data").rglob(f"*clients{CLIENTS}*.h5")))
     trainer, server = build_trainer(settings, store), build_trainer(settings, store)
-    aggregator = server.Aggregator(server.model, server.args)
+    aggregator = server.aggregator_class(server.model, server.args)
     fresh = trainer.get_private_state()
     states: dict[int, Params] = {}
     last: dict[int, nn.Module] = {}  # the model that each client trained last
@@ -60,7 +60,7 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
     def data(client: int, split: str) -> TensorDataset:
         return TensorDataset(*map(torch.from_numpy, store.samples(client, split)))
 
-    def take_up(client: int) -> FedAvgTrainer:
+    def take_up(client: int) -> Trainer:
         trainer.set_id(client)
         trainer.update_dataset(data(client, "train"), data(client, "test"), 0)
         trainer.set_private_state(states.get(client, fresh))

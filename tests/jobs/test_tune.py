@@ -19,7 +19,7 @@ from tests.support import ROOT
 
 @pytest.mark.parametrize("algo", METHODS)
 def test_every_method_says_what_is_searched_and_its_defaults_lie_within(algo: str) -> None:
-    Hyper = METHODS[algo].Hyper
+    Hyper = METHODS[algo].hyper_class
     spaces = tune.spaces(Hyper)
     assert "lr" in spaces
     for name, space in spaces.items():
@@ -29,7 +29,7 @@ def test_every_method_says_what_is_searched_and_its_defaults_lie_within(algo: st
 
 
 def test_a_method_on_factors_searches_what_the_method_searches() -> None:
-    assert tune.spaces(find_method("fedprox", "fedpara").Hyper) == tune.spaces(METHODS["fedprox"].Hyper)
+    assert tune.spaces(find_method("fedprox", "fedpara").hyper_class) == tune.spaces(METHODS["fedprox"].hyper_class)
 
 
 @pytest.mark.slow

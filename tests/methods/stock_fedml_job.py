@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgAggregator, FedAvgTrainer
+from baselines.base import Aggregator, Trainer
 from benchmarks.federation.registry import METHODS
 
 CLIENTS, ROUNDS = 3, 3
@@ -37,14 +37,14 @@ def client_data(client: int) -> TensorDataset:
     return TensorDataset(torch.randn(n, 12, generator=stream) + y[:, None], y)
 
 
-def build(algo: str) -> tuple[FedAvgTrainer, FedAvgAggregator]:
+def build(algo: str) -> tuple[Trainer, Aggregator]:
     """Returns the method's trainer and aggregator on a small model that depends on nothing but ``algo``."""
     method = METHODS[algo]
     torch.manual_seed(0)
-    hyper = method.Hyper(epochs=1, batch_size=8).model_dump()
+    hyper = method.hyper_class(epochs=1, batch_size=8).model_dump()
     args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=CLIENTS, **hyper)
     trainer = method(nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), args)
-    return trainer, method.Aggregator(trainer.model, args)
+    return trainer, method.aggregator_class(trainer.model, args)
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
         comm.Abort(0)  # FedML's own way to end an MPI job hangs now and then
 
     FedAVGServerManager.finish = finish
-    if type(aggregator) is not FedAvgAggregator:
+    if type(aggregator) is not Aggregator:
         # FedML's cross-silo server calls ServerAggregator.aggregate; its MPI server averages, whatever it was given.
         FedAVGAggregator._fedavg_aggregation_ = lambda self, updates: self.aggregator.aggregate(updates)
     dataset = [sum(sizes.values()), sum(sizes.values()), data[0], data[0], sizes, data, data, 3]

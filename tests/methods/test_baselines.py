@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import DivergedError, FedAvgAggregator, FedAvgTrainer, evaluate
+from baselines.base import Aggregator, DivergedError, Trainer, evaluate
+from baselines.fedavg import FedAvgTrainer
 from baselines.fedper import FedPerTrainer
 from baselines.local import LocalTrainer
 from baselines.pfedme import PFedMeAggregator, PFedMeTrainer
@@ -40,7 +41,7 @@ def network(norm: bool = False) -> nn.Sequential:
     return nn.Sequential(nn.Linear(784, 256), *([nn.LayerNorm(256)] if norm else []), nn.ReLU(), nn.Linear(256, 10))
 
 
-def trainer_of(algo: str) -> FedAvgTrainer:
+def trainer_of(algo: str) -> Trainer:
     return METHODS[algo](network(norm=algo == "fedbn"), args(epochs=1))
 
 
@@ -86,7 +87,7 @@ def test_clipping_leaves_small_gradients_alone() -> None:
 
 
 def test_aggregation_weighs_by_samples() -> None:
-    aggregator = FedAvgAggregator(linear(), args())
+    aggregator = Aggregator(linear(), args())
     mean = aggregator.aggregate([(1, full(1.0)), (3, full(5.0))])
     np.testing.assert_allclose(mean["weight"], np.full((2, 2), 4.0))
 
@@ -150,7 +151,7 @@ def test_fedper_needs_a_layer_to_share() -> None:
 def test_local_shares_nothing() -> None:
     trainer = LocalTrainer(network(), args())
     assert trainer.get_model_params() == {}
-    assert trainer.Aggregator(trainer.model, trainer.args).aggregate([(3, {}), (4, {})]) == {}
+    assert trainer.aggregator_class(trainer.model, trainer.args).aggregate([(3, {}), (4, {})]) == {}
 
 
 def test_pfedpara_sends_a_third() -> None:
@@ -255,7 +256,7 @@ def test_wrong_tensors_are_refused() -> None:
 )
 def test_hyper_parameters_are_checked(algo: str, hyper: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        METHODS[algo].Hyper(**hyper)
+        METHODS[algo].hyper_class(**hyper)
 
 
 def test_split_follows_the_declaration() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgAggregator, FedAvgTrainer, Params
+from baselines.base import Aggregator, Params, Trainer
 from baselines.fedopt import FedAdamAggregator, FedAvgMAggregator, FedYogiAggregator
 from benchmarks.federation.registry import find_method
 from pfedpara.parameterize import split_parameters
@@ -35,12 +35,12 @@ def data(client: int) -> TensorDataset:
     return TensorDataset(torch.randn(len(y), 12, generator=stream, dtype=torch.float64) + y[:, None], y)
 
 
-def build(algo: str, weights: str, **hyper: Any) -> FedAvgTrainer:
+def build(algo: str, weights: str, **hyper: Any) -> Trainer:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3)).double()
     method = find_method(algo, weights)
     args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=len(SIZES))
-    vars(args).update(method.Hyper(**COMMON | hyper).model_dump())
+    vars(args).update(method.hyper_class(**COMMON | hyper).model_dump())
     return method(model, args)
 
 
@@ -60,7 +60,7 @@ def federate(
     """Runs our method. A server made afresh for each round shows that its state, like a client's, is whole."""
     trainer = build(algo, weights, **hyper)
     states = [trainer.get_private_state()] * len(SIZES)
-    server: FedAvgAggregator = trainer.Aggregator(build(algo, weights, **hyper).model, trainer.args)
+    server: Aggregator = trainer.aggregator_class(build(algo, weights, **hyper).model, trainer.args)
     for number, chosen in enumerate(rounds):
         trainer.args.round_idx = number
         updates: list[tuple[float, Params]] = []
@@ -72,7 +72,7 @@ def federate(
             states[client] = trainer.get_private_state()
             updates.append((len(samples(client)), trainer.get_model_params()))
         server.set_model_params(server.aggregate(updates))
-        before, server = server, trainer.Aggregator(build(algo, weights, **hyper).model, trainer.args)
+        before, server = server, trainer.aggregator_class(build(algo, weights, **hyper).model, trainer.args)
         server.set_model_params(before.get_model_params())
         server.set_server_state(before.get_server_state())
     return Outcome(server.get_model_params(), server.get_server_state(), states)

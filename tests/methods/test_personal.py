@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from baselines.fedavg import FedAvgTrainer, copy_of
+from baselines.base import Trainer, copy_of
 from benchmarks.federation.registry import METHODS, find_method
 from pfedpara.parameterize import parameterize
 from pfedpara.sharing import keep_private, layers, split_parameters
@@ -43,7 +43,7 @@ def samples(client: int) -> TensorDataset:
     return TensorDataset(x, y)
 
 
-def build(algo: str, norm: type[nn.Module] | None = None, **hyper: Any) -> FedAvgTrainer:
+def build(algo: str, norm: type[nn.Module] | None = None, **hyper: Any) -> Trainer:
     chosen = {"lr": LR, "epochs": EPOCHS, "batch_size": BATCH, "clip_norm": 0.0} | hyper
     return METHODS[algo](network(norm), SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=3, **chosen))
 
@@ -57,7 +57,7 @@ def flat(model: nn.Module) -> Vector:
 def federate(algo: str, norm: type[nn.Module] | None = None, **hyper: Any) -> tuple[Vector, list[Vector]]:
     """Runs ROUNDS rounds. Returns the server's model, and the one that each client is judged on."""
     trainer, server = build(algo, norm, **hyper), build(algo, norm, **hyper)
-    aggregator = server.Aggregator(server.model, server.args)
+    aggregator = server.aggregator_class(server.model, server.args)
     states = [trainer.get_private_state()] * 3
 
     def take_up(client: int) -> None:
@@ -294,9 +294,9 @@ def test_statistics_stay_with_fedbn_and_are_averaged_by_fedavg(algo: str) -> Non
 
 @pytest.mark.parametrize("algo", ["fedprox", "scaffold", "feddyn", "fedavgm", "fedadam", "fedyogi", "pfedme", "ditto"])
 def test_no_optimizer_acts_on_statistics(algo: str) -> None:
-    hyper = METHODS[algo].Hyper(lr=0.05, batch_size=BATCH).model_dump() | {"beta": 0.5}  # pFedMe's mixture
+    hyper = METHODS[algo].hyper_class(lr=0.05, batch_size=BATCH).model_dump() | {"beta": 0.5}  # pFedMe's mixture
     trainer, server = (build(algo, nn.BatchNorm1d, **hyper) for _ in range(2))
-    aggregator = server.Aggregator(server.model, server.args)
+    aggregator = server.aggregator_class(server.model, server.args)
     updates = []
     for client in range(3):
         trainer.set_id(client)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines.fedavg import FedAvgHyper
+from baselines.base import Hyper
 from benchmarks.perf.stability import CLIP_NORMS, GUESS, build, shuffled_digits, train
 from pfedpara.hadamard import Method
 from tests.support import run, summary
@@ -32,7 +32,7 @@ def test_no_run_diverges_with_the_defaults(
 @pytest.mark.parametrize("method", ["fedpara", "pfedpara"])
 def test_clipping_holds_the_largest_rate_of_the_map(method: Method, depth: int) -> None:
     _, clip_norm = CLIP_NORMS
-    assert clip_norm == FedAvgHyper().clip_norm  # the map is of what every trainer does
+    assert clip_norm == Hyper().clip_norm  # the map is of what every trainer does
     data = shuffled_digits()
     for gamma in (0.1, 0.9):
         assert train(build(depth, "ours", method, gamma, 0), 1.0, clip_norm, 400, data, 0) > GUESS
