@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 def load() -> None:
     """Imports what every rank needs, torch and FedML first of all."""
+    import benchmarks.federation.options
+    import benchmarks.runtime.screen
+    import benchmarks.runtime.server  # noqa: F401
 
 
 def plan() -> list["Experiment"]:
