@@ -1,9 +1,11 @@
-"""``parameterize`` turns any module into a FedPara, pFedPara or low-rank one; ``reconstruct`` turns it back.
+"""Factored weights for any module, and back.
 
-model = parameterize(build_model(), method="pfedpara", gamma=0.5)
-print(format_summary(summarize(model)))
-shared, private = split_parameters(model)  # what travels, what stays
-plain = reconstruct(model)                 # the plain architecture, equal outputs
+``parameterize`` turns any module into a FedPara, pFedPara or low-rank one; ``reconstruct`` turns it back:
+
+    model = parameterize(build_model(), method="pfedpara", gamma=0.5)
+    print(format_summary(summarize(model)))
+    shared, private = split_parameters(model)  # what travels, what stays
+    plain = reconstruct(model)                 # the plain architecture, equal outputs
 """
 
 import math

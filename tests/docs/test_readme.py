@@ -1,5 +1,6 @@
-"""The README's commands, run as they stand there."""
+"""The commands of README and the pages under docs/, run as they stand there."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -14,17 +15,18 @@ import pytest
 
 from tests.support import ROOT
 
-README = (ROOT / "README.md").read_text()
-# What the README tells a reader to type, and the test that types it.
+PAGES = "\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+# What the pages tell a reader to type, and the test that types it.
 TYPED_ELSEWHERE = {
     "./run_tests.sh": "the suite that is running",
     "source .venv/bin/activate": "the environment that is active",
+    "pip install -r requirements.txt": "what ./run_all.sh does in a fresh environment",
 }
 
 
 def commands() -> list[str]:
-    """Every command line in the README's shell blocks, without its comment."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    """Every command line in the pages' shell blocks, without its comment."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL)
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -70,6 +72,17 @@ def test_quick_comparison_and_what_follows(project: Path) -> None:
     for method in ("pfedpara", "fedper", "pfedme", "fedavg", "local"):
         assert re.search(rf"{method} +1 +\d\d\.\d", done.stdout), done.stdout
     assert (project / "runs" / "quick" / "report" / "index.html").exists()
+    readme = (project / "README.md").read_text()
+    remade = [line for line in commands() if "runs/quick/report" in line]
+    assert len(remade) == 2
+    for line in remade:
+        done = type_in(line, project, 60)
+        assert (done.returncode, done.stderr) == (0, ""), line
+    assert all(f"docs/pictures/{picture.name}" in readme for picture in (project / "docs" / "pictures").iterdir())
+    heading, _, *rows = done.stdout.splitlines()  # of the table, which is typed last
+    assert re.sub(r"[\d.]+", "", heading) in re.sub(r"[\d.]+", "", readme)  # the target differs between machines
+    for row in rows:
+        assert f"\n{row.partition(' | ')[0]} | " in readme
     again = type_in("./run_all.sh --quick", project, 100)
     assert "every run asked for is finished" in again.stdout
 
@@ -93,7 +106,7 @@ def test_quick_comparison_and_what_follows(project: Path) -> None:
 
 
 def test_python_examples_run(project: Path) -> None:
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
     assert examples
     for example in examples:
         done = subprocess.run(
@@ -113,6 +126,8 @@ def test_every_command_is_run_by_a_test() -> None:
         "python -m data_partitions",
         "./run_all.sh --quick",
         "tensorboard --logdir runs",
+        "cp runs/quick/report",
+        "grep -m 7 '^|' runs/quick/report",
         *TYPED_ELSEWHERE,
     )
     assert [line for line in commands() if not line.startswith(covered)] == []
@@ -129,11 +144,23 @@ def test_every_script_explains_itself(script: str) -> None:
     assert "usage" in done.stdout
 
 
-def test_files_and_options_that_it_names_exist() -> None:
-    for path in re.findall(r"`((?:benchmarks|baselines|pfedpara|data_partitions|tests)/[\w/.]+)`", README):
+def test_files_and_options_that_they_name_exist() -> None:
+    for path in re.findall(r"`((?:benchmarks|baselines|pfedpara|data_partitions|tests)/[\w/.]+)`", PAGES):
         assert (ROOT / path).exists(), path
     programs = "benchmarks/run.py", "benchmarks/report.py", "-m benchmarks.perf.runtime", "-m benchmarks.perf.stability"
     programs += "-m data_partitions build", "-m pfedpara.inspect"
     known = "".join(type_in(f"{sys.executable} {program} --help", ROOT, 60).stdout for program in programs)
-    named = set(re.findall(r"`(--[a-z-]+)[ `]", README)) - {"--quick"}  # of run_all.sh, which has no help
-    assert [option for option in named if option not in known] == []
+    named = {option for code in re.findall(r"`([^`\n]+)`", PAGES) for option in re.findall(r"(?<!\S)--[a-z-]+", code)}
+    named -= {"--quick", "--compatibility", "--oversubscribe"}  # of run_all.sh, which has no help, and of mpirun
+    assert [option for option in sorted(named) if option not in known] == []
+
+
+def test_readme_links_to_files() -> None:
+    links = re.findall(r"\]\(([^):]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_modules_that_they_name_can_be_run() -> None:
+    for module in set(re.findall(r"`python -m ([\w.]+)", PAGES)):
+        assert importlib.util.find_spec(module), module
