@@ -48,12 +48,14 @@ class Settings(BaseModel):
     model: str = Field("mlp", description="mlp | cnn | cnn-bn | vgg16 | resnet18 | lstm")
     seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
-    eval_every: int = Field(1, ge=0, description="judge the clients each N rounds and after the last; 0: only then")
+    eval_every: int = Field(
+        1, ge=0, description="judge the clients each N rounds and after the last one; 0: after the last one alone"
+    )
     checkpoint_every: int = Field(
-        10, ge=0, description="write a checkpoint each N rounds and after the last; 0: only then"
+        10, ge=0, description="write a checkpoint each N rounds and after the last one; 0: after the last one alone"
     )
     checkpoint_minutes: float = Field(
-        0, ge=0, description="write a checkpoint too where the last is older than M minutes; 0: not"
+        0, ge=0, description="write a checkpoint too where the last is older than M minutes; 0: never"
     )
     comm_timeout: float = Field(
         1800,
