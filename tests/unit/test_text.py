@@ -113,9 +113,12 @@ def record(folder: Path, name: str, **diverged: object) -> None:
     """Records a run of one round, of which every text that somebody may choose is ``name``."""
     config = {"algo": name, "dataset": name, "partition": name, "model": name, "label": name, "seed": len(diverged)}
     recorder = Recorder(folder, config | {"hyper": {"note": name}, "clients": 2, "rounds": 1}, Figure)
-    recorder.round(1, {c: ClientFigures(0.5, 1, 5, 0.5) for c in (0, 1)}, {}, Totals(4, 4, 16, 16), 1)
+    recorder.round(1, {c: ClientFigures(0.5, 1, 5, 0.5) for c in (0, 1)}, {}, Totals(4, 4, 16, 16, 8, 32), 1)
     accuracy = None if diverged else summarize_clients({0: 0.4, 1: 0.6})
-    sums = {"parameters_per_client_round": {"up": 2, "down": 2}, "transmitted": vars(Totals(4, 4, 16, 16))}
+    sums = {
+        "parameters_per_client_round": {"up": 2, "down": 2},
+        "transmitted": {"parameters_up": 4, "parameters_down": 4, "bytes_up": 16, "bytes_down": 16},
+    }
     summary = config | {"clients": 2, "rounds": 1, "accuracy": accuracy, "partition_sha256": "0"} | sums
     recorder.finish(summary | ({"diverged": diverged} if diverged else {}))
     recorder.close()
