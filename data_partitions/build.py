@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from data_partitions import datasets, partitioners
+from data_partitions import partitioners
+from data_partitions.datasets import DATASETS, check_name, may_be_natural
 from data_partitions.errors import DataError
-from data_partitions.store import OldVersionError, Samples, open_store, read_samples, write_partition, write_samples
+from data_partitions.files import OldVersionError
+from data_partitions.samples import Samples, read_samples, write_samples
+from data_partitions.sources import load, locate
+from data_partitions.store import open_store, write_partition
 from pfedpara.streams import stream_seed
 
 RECIPE_VERSION = 3
@@ -26,8 +30,8 @@ def check(dataset: str, partition: str, clients: int | None) -> None:
         dataset.encode()
     except UnicodeEncodeError:
         raise DataError(f"the name of data set {dataset!r} is not UTF-8; give a name that is") from None
-    datasets.check_name(dataset)
-    if natural and not datasets.may_be_natural(dataset):
+    check_name(dataset)
+    if natural and not may_be_natural(dataset):
         raise DataError(f"data set {dataset} has no natural clients; choose another partition than 'natural'")
     if clients is None and not natural:
         raise DataError(f"partition {partition!r} needs a number of clients; give 1 or more")
@@ -127,16 +131,16 @@ def _assign(labels: np.ndarray, form: partitioners.Partition, clients: int, seed
 
 def _samples(dataset: str, data_dir: Path | None, folder: Path) -> tuple[Path, Samples]:
     """The sample file of a data set, written if there is none, and the samples mapped from it."""
-    source = datasets.locate(dataset, data_dir)
+    source = locate(dataset, data_dir)
     stem = re.sub(r"[^\w.-]", "_", source.name)
     # Two files of one name are two data sets.
-    path = folder / (f"{stem}-{source.sha256[:8]}.h5" if dataset not in datasets.DATASETS else f"{stem}.h5")
+    path = folder / (f"{stem}-{source.sha256[:8]}.h5" if dataset not in DATASETS else f"{stem}.h5")
     try:
         samples = read_samples(path) if path.exists() else None
     except OldVersionError:
         samples = None
     if samples is None:
-        write_samples(path, datasets.load(source))
+        write_samples(path, load(source))
         samples = read_samples(path)
     if samples.source_sha256 != source.sha256:
         raise DataError(f"{path} was made from other files than {source.files[0]}; remove it")

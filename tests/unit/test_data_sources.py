@@ -20,9 +20,10 @@ import pytest
 from PIL import Image
 
 from data_partitions import DataError, Store, open_store, prepare
-from data_partitions.datasets import Source, load, locate
 from data_partitions.download import Remote, fetch
-from data_partitions.readers import LETTERS, Arrays
+from data_partitions.readers.arrays import Arrays
+from data_partitions.readers.characters import LETTERS
+from data_partitions.sources import Source, load, locate
 
 RNG = np.random.default_rng(0)
 SPLITS = ("train", "validation", "test")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from data_partitions import DataError, Store, open_store, prepare
-from data_partitions.store import canonical, digest, read_samples
+from data_partitions.files import canonical, digest
+from data_partitions.samples import read_samples
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,0 +1,54 @@
+"""The characters that are classes, and text as numbers of an alphabet."""
+
+import string
+
+import numpy as np
+
+from data_partitions.errors import DataError
+from data_partitions.readers.arrays import as_many
+
+DIGITS = list(string.digits)
+CHARACTERS = DIGITS + list(string.ascii_uppercase) + list(string.ascii_lowercase)
+"""The 62 classes of NIST's characters, in the order of their labels."""
+
+LETTERS = list("\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}")
+"""LEAF's alphabet of 80 for Shakespeare; a character outside it is read as a space, and a note counts these."""
+
+SEQUENCE = 80
+"""Characters before the one to predict, as in LEAF."""
+
+UNKNOWN, SPACE = len(LETTERS), LETTERS.index(" ")
+_LETTER_ID = np.full(128, UNKNOWN, np.uint8)
+_LETTER_ID[[ord(letter) for letter in LETTERS]] = np.arange(len(LETTERS))
+
+
+def windows(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """x uint8 (n, 80) and y uint8 (n,): the text cut into pieces of 80 characters and the one that follows.
+
+    The pieces do not overlap, unlike LEAF's, so that no character is in two samples and none leaks between splits. What
+    is left at the end is dropped. Characters outside the alphabet have the number after its last.
+    """
+    count = len(text) // (SEQUENCE + 1)
+    ids = _ids(text[: count * (SEQUENCE + 1)])
+    return ids[:, :-1], ids[:, -1]
+
+
+def _ids(text: str) -> np.ndarray:
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").reshape(-1, SEQUENCE + 1)
+    return np.where(codes < len(_LETTER_ID), _LETTER_ID[np.minimum(codes, len(_LETTER_ID) - 1)], np.uint8(UNKNOWN))
+
+
+def disjoint_windows(x: list[str], y: list[str], where: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `windows`, of LEAF's samples: where each is the one before moved by a character, every 81st is kept."""
+    as_many(where, len(x), "its y", len(y))
+    if any(
+        not (isinstance(before, str) and isinstance(after, str) and (len(before), len(after)) == (SEQUENCE, 1))
+        for before, after in zip(x, y, strict=True)
+    ):
+        raise DataError(f"{where} has other samples than {SEQUENCE} characters and the one that follows; give these")
+    ids = _ids("".join(before + after for before, after in zip(x, y, strict=True)))
+    starts = np.concatenate([[True], (ids[1:, :-1] != ids[:-1, 1:]).any(axis=1)])
+    index = np.arange(len(ids))
+    moved = index - np.maximum.accumulate(np.where(starts, index, 0))
+    kept = ids[moved % (SEQUENCE + 1) == 0]
+    return kept[:, :-1], kept[:, -1]

