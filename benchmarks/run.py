@@ -31,7 +31,7 @@ def load() -> None:
 
 def plan() -> list["Experiment"]:
     """Returns the experiments that the command line asks for and that are due."""
-    from benchmarks.federation import options
+    from benchmarks.federation import options, planning
     from data_partitions import DataError
 
     try:
@@ -39,13 +39,13 @@ def plan() -> list["Experiment"]:
         if "help" in chosen.algo:
             print(options.explain_methods())
         else:
-            due, finished = options.plan(chosen)
+            due, finished = planning.plan(chosen)
             if finished:
                 print("finished before and kept (--overwrite runs anew):", flush=True)
             for directory in finished:
                 print(printable(f"  {directory}"), flush=True)
             if due:
-                print(options.explain_tuning(due), flush=True)
+                print(planning.explain_tuning(due), flush=True)
             return due
     except (options.UsageError, DataError) as error:
         process.fail(str(error), 2)

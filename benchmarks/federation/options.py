@@ -2,28 +2,20 @@
 
 import argparse
 import itertools
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import torch
 import yaml
 from pydantic import ValidationError
 
-from baselines.base import Trainer
-from benchmarks.federation import files, lock
-from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.models import MODELS
-from benchmarks.federation.registry import METHODS, build_trainer, find_method
+from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings, sentence
-from data_partitions import check_partition, open_store, prepare
+from data_partitions import check_partition
 
 TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
+
 HYPER_OPTIONS = ("lr", "lr_decay", "epochs", "batch_size", "clip_norm", "gamma")
-
-
 DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:
 
     mpirun -np 11 python benchmarks/run.py --algo pfedpara       # one server, ten clients
@@ -161,15 +153,6 @@ def load_tuned(dataset: str, model: str) -> dict[str, dict[str, Any]]:
     return {variant: entry["chosen"] for variant, entry in section["methods"].items()}
 
 
-def explain_tuning(experiments: list[Experiment]) -> str:
-    """Returns the line that says whose hyper-parameters are tuned."""
-    tuned = {e.settings.variant: ", ".join(e.settings.tuned) for e in experiments if e.settings.tuned}
-    others = dict.fromkeys(e.settings.variant for e in experiments if not e.settings.tuned)
-    parts = [f"tuned on validation data (benchmarks/tuned.yaml): {', '.join(f'{v} ({n})' for v, n in tuned.items())}"]
-    parts = parts * bool(tuned) + [f"not tuned: {', '.join(others)}"] * bool(others)
-    return "; ".join(parts)
-
-
 def settings_of(options: argparse.Namespace) -> list[Settings]:
     """Returns one experiment for each partition, seed and method, in this order. Raises UsageError."""
     if unknown := [algo for algo in options.algo if algo not in METHODS]:
@@ -196,106 +179,3 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
         found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
         check_partition(settings.dataset, settings.partition, settings.clients)
     return list({settings.directory: settings for settings in found}.values())  # 00 is seed 0, .50 is α 0.5
-
-
-def is_due(experiment: Experiment, overwrite: bool) -> bool:
-    """Returns whether the run is to be made: it has not ended yet, or ``overwrite`` is asked for.
-
-    Raises UsageError where its directory holds something else; ``overwrite`` replaces another run, but no other files.
-    """
-    directory, config = experiment.settings.directory, experiment.settings.directory / "config.yaml"
-    if not config.exists():
-        begun = {lock.NAME, "config.yaml.partial"}  # what a job leaves that is killed at once
-        if directory.exists() and {path.name for path in directory.iterdir()} - begun:
-            raise UsageError(f"{directory} holds files that are not a run's; choose another --out or remove them")
-        return True
-    ended, here = (directory / "summary.json").exists(), experiment.record()
-    try:
-        there = files.read_yaml(config)
-        if ended:
-            there["partition_sha256"] = files.read_json(directory / "summary.json").get("partition_sha256")
-    except ValueError as error:
-        raise UsageError(f"{error}; choose another --out or remove {directory}") from None
-    there.setdefault("partition_sha256", here["partition_sha256"])  # runs of earlier versions
-    if there != here and not overwrite:
-        key = next(key for key in {**here, **there} if there.get(key, "nothing") != here.get(key, "nothing"))
-        what = "a run on other data or another partition" if key == "partition_sha256" else "a different experiment"
-        raise UsageError(
-            f"{directory} holds {what} ({key!s:.40}: {there.get(key)!s:.200} there, {here.get(key)} here); "
-            "choose another --out or replace it with --overwrite"
-        )
-    return overwrite or not ended
-
-
-def take_up(experiments: list[Experiment], overwrite: bool) -> list[Experiment]:
-    """Returns the runs that are due, each with its directory locked, and empty with ``overwrite``.
-
-    Raises UsageError, with nothing touched, where one of them cannot be taken up.
-    """
-    due = [experiment for experiment in experiments if is_due(experiment, overwrite)]
-    try:
-        for experiment in due:
-            lock.hold(experiment.settings.directory)
-        for experiment in list(due):
-            if not is_due(experiment, overwrite):  # it has ended just now
-                due.remove(experiment)
-                lock.release(experiment.settings.directory)
-    except (OSError, UsageError) as error:
-        for experiment in due:
-            lock.release(experiment.settings.directory)
-        if not isinstance(error, BlockingIOError):
-            raise
-        raise UsageError(
-            f"another job writes into {error.filename} ({error.strerror}); wait for its end or choose another --out"
-        ) from None
-    for experiment in due if overwrite else ():
-        content = experiment.settings.directory.iterdir()
-        for path in sorted(content, key=lambda path: path.name == "config.yaml"):  # a run's, until all else is gone
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != lock.NAME:
-                path.unlink()
-    return due
-
-
-def check_writable(folder: Path) -> None:
-    """Raises UsageError where no file can be made in ``folder``."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {folder}: {os.strerror(error.errno or 0)}") from None
-
-
-def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
-    """Checks all that was asked for, prepares the partitions and clears the way for each run.
-
-    Returns the experiments that are due, and the directories of those that have ended before. Raises UsageError or
-    DataError before anything of an earlier run is touched.
-    """
-    wanted = settings_of(options)
-    if wanted[0].device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: torch finds no GPU for cuda here; take cpu")
-    check_writable(Path(options.out))
-    stores: dict[tuple[str, int], Path] = {}  # verifying one reads all its samples, and every method shares it
-    for s in wanted:
-        if (s.partition, s.seed) not in stores:
-            stores[s.partition, s.seed] = prepare(
-                s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction, tuning=s.tuning
-            )
-    experiments = []
-    trainers: dict[tuple[str, str], Trainer] = {}
-    for s in wanted:
-        try:
-            with open_store(stores[s.partition, s.seed]) as opened:
-                experiments.append(Experiment(s, stores[s.partition, s.seed], opened.sha256))
-                if (s.label, s.partition) not in trainers:
-                    trainers[s.label, s.partition] = build_trainer(s, opened)
-                for samples in opened.sizes("train").tolist():
-                    trainers[s.label, s.partition].check_client(samples)
-        except ValueError as error:
-            raise UsageError(f"{s.label}: {error}") from None
-    due = take_up(experiments, options.overwrite)
-    locked = [experiment.settings.directory for experiment in due]
-    return due, [s.directory for s in wanted if s.directory not in locked]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from benchmarks.federation import checkpoint, options
+from benchmarks.federation import checkpoint, planning
 from benchmarks.federation.experiment import Experiment, Run
 from benchmarks.federation.recorder import ClientFigures
 from benchmarks.federation.registry import find_method
@@ -152,6 +152,6 @@ def test_a_torn_table_is_named_and_cut_at_the_checkpoint_that_it_reaches(
 
 
 def test_a_run_that_begins_anew_leaves_no_checkpoint_to_go_on_from(again: Experiment) -> None:
-    options.take_up([again], overwrite=True)
+    planning.take_up([again], overwrite=True)
     assert go_on(again)[0] == 0
     assert go_on(again)[0] == 0

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from benchmarks.federation import options
+from benchmarks.federation import options, planning
 from data_partitions import DataError
 from tests.support import directory, refusal, run
 
@@ -118,7 +118,7 @@ def test_more_nonsense_is_refused_before_any_rank_trains(
 ) -> None:
     """In this process, by what rank 0 does before it opens the gate to the others."""
     with pytest.raises((options.UsageError, DataError)) as refused:
-        options.plan(options.parser().parse_args([*words, "--out", str(tmp_path)]))
+        planning.plan(options.parser().parse_args([*words, "--out", str(tmp_path)]))
     (sentence,) = str(refused.value).splitlines()
     assert value in sentence
     assert remedy in sentence

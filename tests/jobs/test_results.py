@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.federation import lock, options
+from benchmarks.federation import lock, options, planning
 from benchmarks.runtime.worker import StateFile
 from data_partitions import open_store
 from tests.support import ROOT, directory, rows, run, same_findings, start, summary, wait_for_round
@@ -71,14 +71,14 @@ def test_overwrite_runs_anew_what_is_there(finished: Path) -> None:
     strange.mkdir()
     (strange / "diary.txt").touch()
     with pytest.raises(options.UsageError, match=re.escape(f"{strange} holds files that are not a run's")):
-        options.plan(options.parser().parse_args([*TINY, "--seed", "1", "--overwrite", "--out", str(finished)]))
+        planning.plan(options.parser().parse_args([*TINY, "--seed", "1", "--overwrite", "--out", str(finished)]))
     assert (strange / "diary.txt").exists()
 
 
 def test_overwrite_clears_what_a_link_leads_to(finished: Path, tmp_path: Path) -> None:
     folder = directory(finished, "local").rename(tmp_path / "elsewhere")
     directory(finished, "local").symlink_to(folder)
-    due, kept = options.plan(options.parser().parse_args([*TINY, "--overwrite", "--out", str(finished)]))
+    due, kept = planning.plan(options.parser().parse_args([*TINY, "--overwrite", "--out", str(finished)]))
     assert (len(due), kept) == (1, [])
     assert {path.name for path in folder.iterdir()} == {lock.NAME}
 
@@ -120,7 +120,7 @@ def test_a_run_on_other_data_is_not_taken_up(tmp_path: Path) -> None:
             (folder / "summary.json").unlink()
         before = state(folder)
         with pytest.raises(options.UsageError) as refused:
-            options.plan(options.parser().parse_args(words))
+            planning.plan(options.parser().parse_args(words))
         old = yaml.safe_load((folder / "config.yaml").read_text())["partition_sha256"]
         assert old == found["partition_sha256"]
         for fact in (str(folder), "other data", f"partition_sha256: {old} there", "--overwrite"):

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from benchmarks import tune
-from benchmarks.federation import options
+from benchmarks.federation import options, planning
+from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings
 from data_partitions import open_store
@@ -90,8 +91,8 @@ def test_what_was_chosen_on_dense_weights_serves_where_others_were_not_tuned(tun
 
 
 def test_runs_say_which_values_are_tuned(tuned: Path) -> None:
-    experiments = [options.Experiment(s, Path("store"), "0") for s in settings()]
-    assert options.explain_tuning(experiments) == (
+    experiments = [Experiment(s, Path("store"), "0") for s in settings()]
+    assert planning.explain_tuning(experiments) == (
         "tuned on validation data (benchmarks/tuned.yaml): fedavg (lr); not tuned: local"
     )
 
