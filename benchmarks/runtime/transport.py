@@ -12,7 +12,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,6 @@ class MpiTransport(BaseCommunicationManager):
         while self.sends:
             self._look()
             select.select([], [], [], SHORTEST_SLEEP)
-        Path(self._address(self.comm.rank)).unlink(missing_ok=True)
 
     def _look(self) -> None:
         """Lets MPI make progress, without waiting for any."""

@@ -219,6 +219,8 @@ def leave() -> NoReturn:
     if not STATE.watched:
         with contextlib.suppress(OSError):
             if is_private(STATE.folder):
+                for socket_file in STATE.folder.glob(f"*-{RANK or 0}"):
+                    socket_file.unlink()
                 STATE.folder.rmdir()  # the last rank of the host can
     LIBC.exit(0)
     raise AssertionError("exit() returned")
