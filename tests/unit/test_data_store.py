@@ -496,14 +496,15 @@ def test_a_rank_holds_only_its_own_samples(tmp_path: Path) -> None:
 
 def test_opening_is_fast_and_importing_light(built: Path) -> None:
     code = (
-        "import sys, time, numpy, h5py; from pathlib import Path\n"
-        "begin = time.perf_counter(); import data_partitions; imported = time.perf_counter() - begin\n"
+        "import sys, time; from pathlib import Path\n"
+        "begin = time.process_time(); import numpy, h5py; needed = time.process_time() - begin\n"
+        "begin = time.process_time(); import data_partitions; imported = time.process_time() - begin\n"
         "heavy = {'torch', 'torchvision', 'mlxtend', 'matplotlib', 'pandas', 'rich', 'pooch', 'requests', 'scipy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "begin = time.perf_counter(); s = data_partitions.open_store(Path(sys.argv[1])); s.samples(3, 'train')\n"
-        "print(imported, time.perf_counter() - begin)"
+        "begin = time.process_time(); s = data_partitions.open_store(Path(sys.argv[1])); s.samples(3, 'train')\n"
+        "print(needed, imported, time.process_time() - begin)"
     )
     done = subprocess.run([sys.executable, "-c", code, built], capture_output=True, text=True, check=True, timeout=60)
-    imported, opened = map(float, done.stdout.split())
-    assert imported < 0.3
-    assert opened < 0.05
+    needed, imported, opened = map(float, done.stdout.split())
+    assert imported < needed
+    assert opened < needed
