@@ -33,6 +33,24 @@ KINDS = {form: np.dtype(kind) for form, kind in (("4", "u1"), ("8", "i1"), ("16"
 SCALE = np.dtype("<f4")
 
 
+def flatten(params: dict[str, Tensor]) -> Tensor:
+    """Returns the tensors end to end, float32 (n,) on the CPU. Raises ValueError where one is not float32."""
+    for name, tensor in params.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name}: only float32 travels, got {tensor.dtype}")
+    return torch.cat([tensor.reshape(-1) for tensor in params.values()]).cpu() if params else torch.empty(0)
+
+
+def unflatten(flat: Tensor | None, template: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns views of ``flat`` (n,) with the names and shapes of ``template``. Raises ValueError where n differs."""
+    sizes = [tensor.numel() for tensor in template.values()]
+    flat = torch.empty(0) if flat is None else flat
+    if flat.numel() != sum(sizes):
+        raise ValueError(f"expected {sum(sizes)} parameters, got {flat.numel()}")
+    parts = flat.split(sizes)
+    return {name: part.view(like.shape) for (name, like), part in zip(template.items(), parts, strict=True)}
+
+
 def random_stream(direction: Literal["up", "down"], *keys: int) -> np.random.Generator:
     """Returns the random stream that rounds one message: up by seed, client and round, down by seed and round."""
     return np.random.default_rng(stream_seed(f"quantize {direction}", *keys))

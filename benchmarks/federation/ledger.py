@@ -6,7 +6,8 @@ that is sent for evaluation only, which no deployment would send. A client's pri
 another, because that rank simulates the client next, is kept apart as "move": it depends on the number of ranks.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -36,6 +37,31 @@ def totals(entries: Iterable[Entry], ways: tuple[str, ...] = ("up", "down")) -> 
             sums[f"parameters_{entry.direction}"] += entry.parameters
             sums[f"bytes_{entry.direction}"] += entry.bytes
     return sums
+
+
+MOVED = ("move",)
+
+
+@dataclass
+class Traffic:
+    """A run's sums."""
+
+    sent: dict[str, int] = field(default_factory=lambda: totals([]))
+    moved: dict[str, int] = field(default_factory=lambda: totals([], MOVED))
+    to_model: dict[str, int] = field(default_factory=lambda: {"parameters": 0, "bytes": 0})
+    """To be sent until the models that were judged last are on the clients."""
+    uplink: dict[str, int] = field(default_factory=lambda: totals([], ("up",)))  # of the newest round
+
+    def add(self, entries: Collection[Entry], newest: int) -> None:
+        """Adds up what was sent since the last call; ``newest`` is the round just taken."""
+        for sums, ways in ((self.sent, ("up", "down")), (self.moved, MOVED)):
+            for key, value in totals(entries, ways).items():
+                sums[key] += value
+        self.uplink = totals((entry for entry in entries if entry.round == newest), ("up",))
+
+    def reach_model(self, downlinks: Iterable[Entry]) -> None:
+        """Counts what is to be sent until the models judged after the newest round are on the clients."""
+        self.to_model = traffic_to_model(self.sent, self.uplink, downlinks)
 
 
 def traffic_to_model(sent: Mapping[str, int], uplink: Mapping[str, int], downlinks: Iterable[Entry]) -> dict[str, int]:

@@ -11,14 +11,12 @@ Sender and receiver know names and shapes from the model, so neither travels. No
 
 import json
 import struct
-from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import torch
 from fedml.core.distributed.communication.message import Message
-from torch import Tensor
 
 from baselines.base import all_finite
 from benchmarks.federation.ledger import Entry
@@ -141,21 +139,3 @@ def decode(header: np.ndarray, body: np.ndarray) -> Message:
     if size:
         message.add_params(TENSORS, torch.from_numpy(body.view(kind)))
     return message
-
-
-def flatten(params: dict[str, Tensor]) -> Tensor:
-    """Returns the tensors end to end, float32 (n,) on the CPU. Raises ValueError where one is not float32."""
-    for name, tensor in params.items():
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name}: only float32 travels, got {tensor.dtype}")
-    return torch.cat([tensor.reshape(-1) for tensor in params.values()]).cpu() if params else torch.empty(0)
-
-
-def unflatten(flat: Tensor | None, template: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns views of ``flat`` (n,) with the names and shapes of ``template``. Raises ValueError where n differs."""
-    sizes = [tensor.numel() for tensor in template.values()]
-    flat = torch.empty(0) if flat is None else flat
-    if flat.numel() != sum(sizes):
-        raise ValueError(f"expected {sum(sizes)} parameters, got {flat.numel()}")
-    parts = flat.split(sizes)
-    return {name: part.view(like.shape) for (name, like), part in zip(template.items(), parts, strict=True)}

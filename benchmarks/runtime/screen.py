@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +36,7 @@ def terminal() -> IO[str] | None:
 class Screen:
     def __init__(self, runs: int) -> None:
         """``runs``: how many experiments this job holds."""
-        self.runs, self.run = runs, 0
+        self.runs, self.run, self.rounds = runs, 0, 0
         self.terminal = terminal()
         self.bar: Progress | None = None
 
@@ -51,23 +52,23 @@ class Screen:
             console = Console(file=self.terminal)
             self.bar = Progress(*columns, TimeRemainingColumn(), console=console, expand=True)
             self.bar.start()
-            self.task = self.bar.add_task("", total=self.rounds, completed=done, figures="")
+            self.bar.add_task("", total=self.rounds, completed=done, figures="")
 
-    def advance(self, number: int, judged: dict[int, ClientFigures], sent: dict[str, int]) -> None:
-        """Shows the end of round ``number``; ``judged`` and ``sent`` are empty after a round without evaluation."""
+    def advance(self, number: int, judged: Mapping[int, ClientFigures], sent: dict[str, int]) -> None:
+        """Shows the end of round ``number``; ``judged`` is empty after a round without evaluation."""
         figures = ""
         if judged:
             million = (sent["parameters_up"] + sent["parameters_down"]) / 1e6
             mean = np.mean([client.accuracy for client in judged.values()])
             figures = f"  accuracy {mean:.3f}  sent {million:.1f} M parameters"
         if self.bar:
-            self.bar.update(self.task, completed=number, figures=figures)
+            self.bar.update(self.bar.task_ids[0], completed=number, figures=figures)
         elif number == self.rounds or number % max(1, self.rounds // 5) == 0:
             print(f"  round {number}/{self.rounds}{figures}", flush=True)
 
     def end(self, run: "Run") -> None:
         if self.bar:
             self.bar.stop()
-        if d := run.diverged:
+        if d := run.progress.diverged:
             sentence = f"diverged: {run.settings.label}, {whose(d['client'])}, round {d['round']}: {d['reason']}"
             print(printable(sentence), file=sys.stderr, flush=True)

@@ -2,32 +2,31 @@
 
 import time
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedml.core.distributed.communication.message import Message
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from baselines.base import Params, all_finite
-from benchmarks.federation import checkpoint, codec
+from baselines.base import Params
+from benchmarks.federation import codec
 from benchmarks.federation.experiment import Experiment, Run
 from benchmarks.federation.ledger import Entry
-from benchmarks.federation.recorder import ClientFigures
+from benchmarks.federation.participation import Participants
+from benchmarks.federation.rounds import Downlink, Results, Steps, Updates, judged_in_training, take_rounds
 from benchmarks.federation.settings import sentence
-from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter, flatten, unflatten
+from benchmarks.federation.summary import finish
+from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter
+from benchmarks.runtime.node import Node
 from benchmarks.runtime.screen import Screen
 from benchmarks.runtime.transport import MpiTransport
-from benchmarks.runtime.worker import Node
 
 AHEAD = 2  # clients a worker has been sent and not yet answered: one trains, one waits
 
 OF_CLIENT = (Kind.UPDATE, Kind.DIVERGED, Kind.ABSENT)
 """The answers that are a client's; the others are a worker's."""
-
-Turns = Generator[None, Message, None]
-"""What yields where it needs an answer, and is sent each one that comes."""
 
 
 def place(
@@ -54,18 +53,11 @@ def balance(sizes: Mapping[int, int], home: Mapping[int, int], workers: Sequence
     return place(sizes, home, workers, limit)[0]
 
 
-class Results(BaseModel):
-    """What a worker reports after a round, or after several."""
-
-    trained: list[tuple[int, int, ClientFigures]]  # round, client
-    received: dict[int, float]
-    fresh: dict[int, ClientFigures]
-    diverged: list[tuple[int, str]]
-    ledger: list[tuple[int, int, str, int, int]]
-
-
 class Server(Node):
-    """``work`` is the whole job from top to bottom. It stops where an answer is due, and goes on when one comes."""
+    """``work`` is the whole job from top to bottom. It stops where an answer is due, and goes on when one comes.
+
+    The rounds are federation/rounds.py's; the server is the ``Clients`` that it asks for.
+    """
 
     def __init__(self, transport: MpiTransport, experiments: list[Experiment], screen: Screen, launched: float) -> None:
         """``launched``: when the job was started, on the clock of ``time.monotonic``."""
@@ -75,7 +67,7 @@ class Server(Node):
         self.home: dict[int, int] = {}  # the worker that trained a client last and has its private state
         self.waiting: set[tuple[Kind, int]] = set()  # the answers that are due, and from which client or worker
         self.patience = 0.0  # seconds of silence that are borne while answers are due; 0: any
-        self.busy = "server, start"  # what to name if this rank fails
+        self.busy = "server, start"
         self.seen = time.monotonic()  # when the workers last heard from here without being asked for anything
         self.turns = self.work()
 
@@ -109,22 +101,21 @@ class Server(Node):
             rank, client = (self.home[who], f", client {who}") if kind in OF_CLIENT else (who, "")
             raise TimeoutError(f"nothing from rank {rank}{client} for {seconds:.1f} seconds (--comm-timeout)")
 
-    def work(self) -> Turns:
+    def work(self) -> Steps[None]:
         """Takes one experiment after another through its rounds, then sends the workers home."""
         for index, experiment in enumerate(self.experiments):
             run = Run(experiment, self.started)
             yield from self.set_up(run, index)
-            run.seconds["startup"] += time.monotonic() - self.started
-            self.screen.begin(run.settings, run.round)
-            while run.round < run.settings.rounds and not run.diverged:
-                yield from self.round(run)
-            run.finish()
+            run.progress.seconds["startup"] += time.monotonic() - self.started
+            self.screen.begin(run.settings, run.progress.round)
+            yield from take_rounds(run, self, self.screen.advance)
+            finish(run)
             self.started = time.monotonic()
             self.screen.end(run)
         for worker in self.workers:
             self.send(Kind.FINISH, worker)
 
-    def set_up(self, run: Run, index: int) -> Turns:
+    def set_up(self, run: Run, index: int) -> Steps[None]:
         """Sets every worker to the experiment of this ``index``."""
         shares, _ = place(dict(enumerate(run.sizes)), {}, self.workers, 0)
         self.home = {client: worker for worker, own in shares.items() for client in own}
@@ -143,54 +134,27 @@ class Server(Node):
         while self.waiting:
             self.tick_off((yield), run)
 
-    def round(self, run: Run) -> Turns:
-        """One round: draw participants, send, collect, aggregate, judge, record."""
-        begun = time.perf_counter()
-        run.begin_round()
-        self.busy = f"server, {run.settings.label}, round {run.round}"
-        packed, received = self.downlink(run, run.round)
-        known = codec.known(received, run.travelling, run.differences)
-
+    def train(self, run: Run, participants: Participants, downlink: Downlink) -> Steps[Updates]:
+        """As ``Clients.train``, where each client trains on the worker that is its home then."""
+        self.busy = f"server, {run.settings.label}, round {run.progress.round}"
+        arriving = set(participants.arriving)
+        updates: Updates = {}
+        known = codec.known(downlink.received, run.trainer.travelling, run.trainer.differences)
         # Not all at once: the shared tensors would pile up in a worker's memory.
-        queues = self.spread(run, packed)
+        queues = self.spread(run, participants, downlink)
         for queue in queues.values():
             for _ in range(min(AHEAD, len(queue))):
                 self.send_message(queue.popleft())
-        self.waiting = {(Kind.UPDATE if c in run.arriving else Kind.ABSENT, c) for c in run.participants}
+        self.waiting = {(Kind.UPDATE if c in arriving else Kind.ABSENT, c) for c in participants.drawn}
         while self.waiting:
             client = self.tick_off(message := (yield), run)
             if message.get_type() == Kind.UPDATE:
-                run.updates[client] = self.update(message, run, known)
+                updates[client] = self.update(message, run, known)
             elif message.get_type() == Kind.DIVERGED:
                 run.give_up(client, message.get("reason"))
             if queue := queues[self.home[client]]:
                 self.send_message(queue.popleft())
-
-        if not run.diverged:
-            run.aggregate(unflatten(received, run.travelling))
-        judge, keep = (False, False) if run.diverged else (run.judged(), run.kept())
-        now = time.perf_counter()
-        run.seconds["training"] += now - begun
-        if not (judge or keep or run.diverged):
-            self.screen.advance(run.round, {}, {})
-            return
-
-        folder = checkpoint.begin(run.settings.directory, run.round) if keep else None
-        new = self.downlink(run, run.round + 1) if judge else None
-        self.ask_for_results(run, new[1] if new else None, folder)
-        while self.waiting:
-            self.tick_off(message := (yield), run)
-            self.take_results(message, run)
-        run.entries += self.com_manager.ledger.take()
-        run.book()
-        run.seconds["evaluation"] += time.perf_counter() - now
-        if run.diverged:
-            return
-        if new:
-            run.record(self.due_downlinks(run, new[0]))
-        if folder:
-            run.keep(folder)
-        self.screen.advance(run.round, run.figures, run.sent)
+        return updates
 
     def tick_off(self, message: Message, run: Run) -> int:
         """Returns whose answer this is, a client's or a worker's, and no longer waits for it.
@@ -203,48 +167,37 @@ class Server(Node):
         answer = (Kind.UPDATE if kind == Kind.DIVERGED else kind, who)
         if answer not in self.waiting or sender != (self.home[who] if of_client else who):
             raise MessageError(message, f"none was due from it for {'client' if of_client else 'worker'} {who}")
-        if kind != Kind.READY and message.get("round") != run.round:
-            raise MessageError(message, f"for round {message.get('round')} in round {run.round}")
+        if kind != Kind.READY and message.get("round") != run.progress.round:
+            raise MessageError(message, f"for round {message.get('round')} in round {run.progress.round}")
         self.waiting.remove(answer)
         return who
 
-    def downlink(self, run: Run, number: int) -> tuple[dict[str, Any], Tensor]:
-        """Returns what a message of round ``number`` says of the shared tensors, and what a client has then, (n,)."""
-        form = run.settings.quantize_down
-        shared = flatten(run.aggregator.get_model_params())
-        packed = codec.pack(shared, None, run.travelling, form, codec.random_stream("down", run.settings.seed, number))
-        return packed, codec.unpack(packed["tensors"], None, run.travelling, form)
-
-    def spread(self, run: Run, packed: dict[str, Any]) -> dict[int, deque[Message]]:
+    def spread(self, run: Run, participants: Participants, downlink: Downlink) -> dict[int, deque[Message]]:
         """Spreads the round's participants over the workers. Returns each worker's messages: the downlinks."""
-        shares = balance({client: run.sizes[client] for client in run.arriving}, self.home, self.workers)
-        moving = {c for worker, own in shares.items() for c in own if run.stateful and self.home[c] != worker}
-        moving &= run.seen
+        arriving, number = participants.arriving, run.progress.round
+        shares = balance({client: run.sizes[client] for client in arriving}, self.home, self.workers)
+        with_state = run.progress.seen if run.trainer.kept else set()
+        moving = {c for worker, own in shares.items() for c in own if c in with_state and self.home[c] != worker}
         for worker, own in shares.items():
             for client in own:
                 if client in moving:
-                    self.send(Kind.MOVE, self.home[client], client=client, round=run.round, worker=worker)
+                    self.send(Kind.MOVE, self.home[client], client=client, round=number, worker=worker)
                 self.home[client] = worker
-        for client in run.participants:
-            if client not in run.arriving:
+        for client in participants.drawn:
+            if client not in arriving:
                 shares[self.home[client]].append(client)
+        judge = judged_in_training(run)
         return {
-            worker: deque(self.downlink_to(client, run, run.round, packed, moves=client in moving) for client in own)
+            worker: deque(
+                self.downlink_to(c, downlink, round=number, arrives=c in arriving, moves=c in moving, judge=judge)
+                for c in own
+            )
             for worker, own in shares.items()
         }
 
-    def downlink_to(self, client: int, run: Run, number: int, packed: dict[str, Any], moves: bool = False) -> Message:
-        """Returns the message that brings one of the participants of round ``number`` the shared tensors."""
-        return self.message(
-            Kind.TRAIN,
-            self.home[client],
-            client=client,
-            round=number,
-            arrives=client in run.arriving,
-            moves=moves,
-            judge=run.judged_in_training(),
-            **packed,
-        )
+    def downlink_to(self, client: int, downlink: Downlink, **params: Any) -> Message:
+        """Returns the message that brings a client the shared tensors."""
+        return self.message(Kind.TRAIN, self.home[client], client=client, **params, **downlink.packed)
 
     def update(self, message: Message, run: Run, known: Tensor) -> tuple[float, Params]:
         """Returns what an uplink brings: the client's samples and shared tensors. Raises MessageError."""
@@ -252,44 +205,40 @@ class Server(Node):
         if samples != run.sizes[client]:
             raise MessageError(message, f"client {client} has {run.sizes[client]} samples, not {samples}")
         try:
-            shared = codec.unpack(message.get(TENSORS), known, run.travelling, run.settings.quantize)
-            params = unflatten(shared, run.travelling)
+            shared = codec.unpack(message.get(TENSORS), known, run.trainer.travelling, run.settings.quantize)
+            return samples, codec.unflatten(shared, run.trainer.travelling)
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
-        if not all_finite(shared):
-            raise MessageError(message, f"a parameter of client {client} is not finite")
-        return samples, params
 
-    def ask_for_results(self, run: Run, shared: Tensor | None, folder: Path | None) -> None:
-        """Asks the workers for what they found out.
-
-        They judge their clients on the new ``shared`` tensors (n,), where given, and write these clients' states into
-        ``folder``, where given.
-        """
+    def report(self, run: Run, downlink: Downlink | None, folder: Path | None) -> Steps[list[Results]]:
+        """As ``Clients.report``, from the workers and the server's own part of the ledger."""
         clients: dict[int, list[int]] = {worker: [] for worker in self.workers}
         untrained: dict[int, list[int]] = {worker: [] for worker in self.workers}
-        if shared is not None:
+        if downlink:
             for client, worker in self.home.items():
                 clients[worker].append(client)
             for client in run.untrained():
                 untrained[self.home[client]].append(client)
+        shared = downlink.received if downlink else None
         for worker, own in clients.items():
             due = {"clients": own, "untrained": untrained[worker], "checkpoint": str(folder) if folder else None}
-            self.send(Kind.EVALUATE, worker, shared, round=run.round, **due)
+            self.send(Kind.EVALUATE, worker, shared, round=run.progress.round, **due)
         self.waiting = {(Kind.RESULTS, worker) for worker in self.workers}
+        results = []
+        while self.waiting:
+            self.tick_off(message := (yield), run)
+            try:
+                results.append(Results.model_validate({name: message.get(name) for name in Results.model_fields}))
+            except ValidationError as error:
+                raise MessageError(message, sentence(error)) from None
+        own_ledger = self.com_manager.ledger.take()
+        return [*results, Results(trained=[], received={}, fresh={}, diverged=[], ledger=own_ledger)]
 
-    def due_downlinks(self, run: Run, packed: dict[str, Any]) -> list[Entry]:
-        """Returns what the ledger would say of the messages to all clients that are judged on what they receive."""
-        messages = [self.downlink_to(client, run, run.round + 1, packed) for client in run.untrained()]
+    def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
+        """As ``Clients.cost``."""
+        arriving, judge = participants.arriving, judged_in_training(run)
+        messages = [
+            self.downlink_to(c, downlink, round=run.progress.round + 1, arrives=c in arriving, moves=False, judge=judge)
+            for c in run.untrained()
+        ]
         return [entry for message in messages if (entry := enter(message, *encode(message)))]
-
-    def take_results(self, message: Message, run: Run) -> None:
-        try:
-            results = Results.model_validate({name: message.get(name) for name in Results.model_fields})
-        except ValidationError as error:
-            raise MessageError(message, sentence(error)) from None
-        run.entries += [Entry(*entry) for entry in results.ledger]
-        run.trained += results.trained
-        run.judge(results.received, results.fresh)
-        for client, reason in results.diverged:
-            run.give_up(client, reason)

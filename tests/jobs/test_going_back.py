@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from benchmarks.federation import checkpoint, planning
-from benchmarks.federation.experiment import Experiment, Run
+from benchmarks.federation import checkpoint, planning, rounds
+from benchmarks.federation.experiment import Experiment, Figures, Run
+from benchmarks.federation.ledger import Entry
 from benchmarks.federation.recorder import ClientFigures
 from benchmarks.federation.registry import find_method
 from benchmarks.federation.settings import Settings
@@ -35,17 +36,18 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     with open_store(store) as opened:
         experiment = Experiment(settings, store, opened.sha256)
     run = Run(experiment, time.monotonic())
-    run.seen = {0, 2}
-    for run.round in range(1, 6):
-        run.sent["bytes_up"] += 100
-        run.figures, run.received = dict(FIGURES), dict.fromkeys(range(CLIENTS), 0.5)
-        run.recorder.ledger([(run.round, 0, "up", 25, 100)])
-        run.record([])
-        if run.round in (2, 4):
-            folder = checkpoint.begin(settings.directory, run.round)
-            for client in sorted(run.seen):
-                checkpoint.save_client(folder, client, run.fresh_state)
-            run.keep(folder)
+    run.progress.seen = {0, 2}
+    run.figures = Figures(dict(FIGURES), dict.fromkeys(range(CLIENTS), 0.5))
+    for number in range(1, 6):
+        run.progress.round = number
+        run.traffic.sent["bytes_up"] += 100
+        run.recorder.ledger([Entry(number, 0, "up", 25, 100)])
+        rounds.record(run, [])
+        if number in (2, 4):
+            folder = checkpoint.begin(settings.directory, number)
+            for client in (0, 2):
+                checkpoint.save_client(folder, client, run.trainer.get_private_state())
+            rounds.keep(run, folder)
     run.recorder.close()
     return experiment
 
@@ -62,8 +64,8 @@ def go_on(experiment: Experiment) -> tuple[int, list[str]]:
     """Returns the round from which a run goes on, and the lines of its rounds.csv then."""
     run = Run(experiment, time.monotonic())
     run.recorder.close()
-    assert (run.restored is not None) == (run.round > 0)
-    return run.round, (experiment.settings.directory / "rounds.csv").read_text().splitlines()
+    assert (run.restored is not None) == (run.progress.round > 0)
+    return run.progress.round, (experiment.settings.directory / "rounds.csv").read_text().splitlines()
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint(again: Experiment, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.base import Params, Trainer
-from benchmarks.federation.experiment import sample_clients
 from benchmarks.federation.options import parser, settings_of
+from benchmarks.federation.participation import sample_clients
 from benchmarks.federation.registry import METHODS, build_trainer
 from data_partitions import open_store
 from pfedpara.streams import stream_state

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from benchmarks.federation import lock, options, planning
-from benchmarks.runtime.worker import StateFile
+from benchmarks.runtime.states import StateFile
 from data_partitions import open_store
 from tests.support import ROOT, directory, rows, run, same_findings, start, summary, wait_for_round
 

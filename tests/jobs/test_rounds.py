@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmarks.federation.experiment import draw_faults
+from benchmarks.federation.participation import draw_faults
 from benchmarks.federation.settings import Settings
 from benchmarks.runtime.server import balance, place
 from benchmarks.runtime.worker import pick_device

@@ -500,13 +500,13 @@ def test_any_number_of_ranks_and_a_kill_in_between_give_the_same_bits(algo: str,
     options = ("--algo", algo, *CASES[algo], *JOB)
     killed = f"""
 import os
-from benchmarks.federation.experiment import Run
-keep = Run.keep
-def kill(self, folder):
-    keep(self, folder)
-    if self.round == 2:
+from benchmarks.federation import rounds
+keep = rounds.keep
+def kill(run, folder):
+    keep(run, folder)
+    if run.progress.round == 2:
         os.kill(os.getpid(), {int(signal.SIGKILL)})
-Run.keep = kill
+rounds.keep = kill
 """
     for name, ranks in (("alone", 1), ("spread", 3)):
         assert run(*options, "--out", str(tmp_path / name), ranks=ranks).returncode == 0

@@ -11,6 +11,7 @@ from fedml.core.distributed.communication.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.federation.codec import flatten, unflatten
 from benchmarks.federation.ledger import Entry, Ledger, totals
 from benchmarks.runtime.messages import (
     FIELDS,
@@ -21,8 +22,6 @@ from benchmarks.runtime.messages import (
     check,
     decode,
     encode,
-    flatten,
-    unflatten,
 )
 from tests.support import ROOT
 

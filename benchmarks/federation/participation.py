@@ -1,0 +1,59 @@
+"""Who takes part in a round: sampling, and simulated faults."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.federation.settings import Settings
+from pfedpara.streams import stream_seed
+
+
+@dataclass(frozen=True)
+class Participants:
+    """The clients of one round, sorted."""
+
+    drawn: list[int]
+    dropped: list[int]  # those that fail in it
+    late: list[int]  # those that its deadline shuts out
+
+    @property
+    def arriving(self) -> list[int]:
+        """Those whose update will count."""
+        return [client for client in self.drawn if client not in {*self.dropped, *self.late}]
+
+
+def draw_participants(settings: Settings, number: int, sizes: Sequence[int]) -> Participants:
+    """Returns who takes part in round ``number``, counted from 1. ``sizes``: training samples of each client."""
+    drawn = sample_clients(settings.seed, number, len(sizes), settings.clients_per_round)
+    return Participants(drawn, *draw_faults(settings, number, {client: sizes[client] for client in drawn}))
+
+
+def faulty(settings: Settings) -> bool:
+    """Whether a participant can be absent."""
+    return bool(settings.dropout or settings.deadline)
+
+
+def sample_clients(seed: int, number: int, clients: int, per_round: int) -> list[int]:
+    """Returns the participants of round ``number``, drawn without replacement, sorted."""
+    stream = np.random.default_rng(stream_seed("participants", seed, number))
+    return sorted(stream.choice(clients, per_round, replace=False).tolist())
+
+
+def draw_faults(settings: Settings, number: int, samples: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """Returns the participants of round ``number`` that fail in it, and those that are later than its deadline.
+
+    ``samples``: of each participant. Each draws from its own stream, keyed by (seed, client, round). It fails with
+    probability ``dropout``. Its simulated time is samples × epochs × slowdown, where the slowdown is uniform in [1, 10]
+    with probability ``stragglers`` and 1 otherwise; late is who takes more than ``deadline`` times the median over all
+    participants (epochs, the same for all, cancel). No clock of a machine is read.
+    """
+    dropped, times = [], {}
+    for client, n in samples.items():
+        seed = stream_seed("faults", settings.seed, client, number)
+        fails, slow, slowdown = np.random.default_rng(seed).random(3)
+        if fails < settings.dropout:
+            dropped.append(client)
+        times[client] = n * (1 + 9 * slowdown if slow < settings.stragglers else 1)
+    limit = settings.deadline * np.median(list(times.values())) if settings.deadline else np.inf
+    return dropped, [client for client, taken in times.items() if taken > limit and client not in dropped]

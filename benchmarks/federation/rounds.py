@@ -1,0 +1,202 @@
+"""The round loop: draw participants, send, collect, aggregate, judge, record.
+
+``Clients`` is whoever reaches the clients; runtime/server.py does so by messages. The steps are generators: they yield
+where an answer is due, and are sent it.
+"""
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from baselines.base import Params, all_finite
+from benchmarks.federation import checkpoint, codec
+from benchmarks.federation.experiment import Run
+from benchmarks.federation.ledger import Entry
+from benchmarks.federation.participation import Participants, draw_participants, faulty
+from benchmarks.federation.recorder import ClientFigures, Totals
+from benchmarks.federation.settings import Settings
+
+Returned = TypeVar("Returned")
+Steps = Generator[None, Any, Returned]
+Updates = dict[int, tuple[float, Params]]
+"""Samples and shared tensors, by client."""
+Show = Callable[[int, Mapping[int, ClientFigures], dict[str, int]], None]
+"""Hears of a round's end: its number, what clients deploy then where that is known, and what has been sent so far."""
+
+
+class Downlink(NamedTuple):
+    """The shared tensors on their way to the clients."""
+
+    packed: dict[str, Any]  # what a message says of them
+    received: Tensor  # what a client then has, (n,)
+
+
+class Results(BaseModel):
+    """What was found out since the last results, where some of the clients are."""
+
+    trained: list[tuple[int, int, ClientFigures]]  # round, client; on the model it trained
+    received: dict[int, float]  # accuracy of the new aggregate as it came
+    fresh: dict[int, ClientFigures]  # on the model it deploys on receiving the new aggregate
+    diverged: list[tuple[int, str]]  # client, reason
+    ledger: list[Entry]
+
+
+class Clients(Protocol):
+    def train(self, run: Run, participants: Participants, downlink: Downlink) -> Steps[Updates]:
+        """Sends the participants the shared tensors and collects what arrives. Gives the run up where one diverges."""
+
+    def report(self, run: Run, downlink: Downlink | None, folder: Path | None) -> Steps[list[Results]]:
+        """Collects what was found out.
+
+        All clients are judged on the new shared tensors, where given, and their states written into ``folder``, where
+        given.
+        """
+
+    def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
+        """Returns what the ledger would say if all clients were sent this that are judged on what they receive."""
+
+
+def take_rounds(run: Run, clients: Clients, show: Show) -> Steps[None]:
+    """Takes the run from where it is to its last round, or to the one in which it diverges."""
+    while run.progress.round < run.settings.rounds and not run.progress.diverged:
+        known = yield from take_round(run, clients)
+        if not run.progress.diverged:
+            show(run.progress.round, run.figures.deployed if known else {}, run.traffic.sent)
+
+
+def take_round(run: Run, clients: Clients) -> Steps[bool]:
+    """Takes one round. Returns whether it has found out how the clients do."""
+    begun = time.perf_counter()
+    progress, settings = run.progress, run.settings
+    progress.round += 1
+    participants = draw_participants(settings, progress.round, run.sizes)
+    progress.absent["dropped"] += len(participants.dropped)
+    progress.absent["late"] += len(participants.late)
+
+    downlink = pack_downlink(run, progress.round)
+    updates = yield from clients.train(run, participants, downlink)
+    if not progress.diverged:
+        aggregate(run, participants, updates, downlink)
+
+    judges, keeps = not progress.diverged and judged(settings, progress.round), not progress.diverged and kept(run)
+    trained = time.perf_counter()
+    progress.seconds["training"] += trained - begun
+    if not (judges or keeps or progress.diverged):
+        return False
+
+    folder = checkpoint.begin(settings.directory, progress.round) if keeps else None
+    new = pack_downlink(run, progress.round + 1) if judges else None
+    results = yield from clients.report(run, new, folder)
+    book(run, results)
+    progress.seconds["evaluation"] += time.perf_counter() - trained
+    if not progress.diverged:
+        if new:
+            record(run, clients.cost(run, participants, new))
+        if folder:
+            keep(run, folder)
+    return True
+
+
+def pack_downlink(run: Run, number: int) -> Downlink:
+    """Returns the shared tensors as the participants of round ``number`` get them."""
+    form, like = run.settings.quantize_down, run.trainer.travelling
+    stream = codec.random_stream("down", run.settings.seed, number)
+    packed = codec.pack(codec.flatten(run.aggregator.get_model_params()), None, like, form, stream)
+    return Downlink(packed, codec.unpack(packed["tensors"], None, like, form))
+
+
+def aggregate(run: Run, participants: Participants, updates: Updates, downlink: Downlink) -> None:
+    """Makes the new global model of the updates that arrived; without any it stays as it is."""
+    if arriving := participants.arriving:
+        run.aggregator.start_from(codec.unflatten(downlink.received, run.trainer.travelling))
+        new = run.aggregator.aggregate([updates[client] for client in arriving])
+        if not all(map(all_finite, new.values())):
+            run.give_up(None, "the new global model is not finite")
+            return
+        run.aggregator.set_model_params(new)
+    run.progress.seen.update(arriving)
+
+
+def due(settings: Settings, number: int, every: int) -> bool:
+    """Whether what happens each ``every`` rounds (0: never) and after the last happens after round ``number``."""
+    return number == settings.rounds or (every > 0 and number % every == 0)
+
+
+def judged(settings: Settings, number: int) -> bool:
+    """Whether clients are judged after round ``number``."""
+    return due(settings, number, settings.eval_every)
+
+
+def judged_in_training(run: Run) -> bool:
+    """Whether clients are judged when they train: where not all do so in each round, their model is gone later."""
+    settings = run.settings
+    return judged(settings, run.progress.round) or faulty(settings) or settings.clients_per_round < run.store.clients
+
+
+def kept(run: Run) -> bool:
+    """Whether a checkpoint is written after this round."""
+    settings, minutes = run.settings, run.settings.checkpoint_minutes
+    late = 0 < 60 * minutes <= time.monotonic() - run.progress.saved
+    return due(settings, run.progress.round, settings.checkpoint_every) or late
+
+
+def book(run: Run, results: list[Results]) -> None:
+    """Enters what was sent and found out into traffic, ledger and figures."""
+    entries = sorted(entry for each in results for entry in each.ledger)
+    run.traffic.add(entries, run.progress.round)
+    run.recorder.ledger(entries)
+    for each in results:
+        run.figures.received |= each.received
+        run.figures.deployed |= each.fresh
+        for client, reason in each.diverged:
+            run.give_up(client, reason)
+    # A client that went from one worker to another has figures on both; those of its last round hold.
+    trained = sorted((figures for each in results for figures in each.trained), key=lambda figures: figures[0])
+    run.figures.deployed |= {client: figures for _, client, figures in trained}
+
+
+def record(run: Run, downlinks: list[Entry]) -> None:
+    """Adds this round to what the run writes.
+
+    ``downlinks``: the message that would bring the new aggregate to each client that is judged on it.
+    """
+    progress, traffic = run.progress, run.traffic
+    traffic.reach_model(downlinks)
+    to_model = {f"{unit}_to_model": count for unit, count in traffic.to_model.items()}
+    deployed, received = dict(sorted(run.figures.deployed.items())), dict(sorted(run.figures.received.items()))
+    seconds = progress.seconds["training"] + progress.seconds["evaluation"]
+    totals = Totals(**traffic.sent, **to_model, **progress.absent)
+    run.recorder.round(progress.round, deployed, received, totals, seconds)
+    if run.settings.histograms:
+        run.recorder.weights(progress.round, weights(run.aggregator.model))
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the matrices and kernels of ``model``, composed where they are factored."""
+    found: dict[str, Tensor] = {}
+    for path, layer in model.named_modules():
+        names = list(getattr(layer, "parametrizations", {}))
+        if not isinstance(layer, ParametrizationList):
+            names += [name for name, p in layer.named_parameters(recurse=False) if p.dim() > 1]
+        found |= {f"{path}.{name}": getattr(layer, name).detach() for name in names}
+    return found
+
+
+def keep(run: Run, folder: Path) -> None:
+    """Completes the checkpoint in ``folder`` with the server's part."""
+    known = {
+        "round": run.progress.round,
+        "partition_sha256": run.store.sha256,
+        **run.counts,
+        "seen": sorted(run.progress.seen),
+        "figures": run.figures.deployed,
+        "received": run.figures.received,
+        "tables": run.recorder.sync(),
+    }
+    checkpoint.commit(folder, run.aggregator.get_model_params(), run.aggregator.get_server_state(), known)
+    run.progress.saved = time.monotonic()

@@ -1,0 +1,67 @@
+"""What a run leaves when it has ended: summary.json."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from baselines.base import Params
+from benchmarks.federation import lock
+from benchmarks.federation.experiment import Run
+from benchmarks.federation.recorder import summarize_clients
+
+
+def digest(params: Params) -> str:
+    """Returns the SHA-256 of the names, shapes and bits of ``params``."""
+    content = hashlib.sha256()
+    for name, tensor in params.items():
+        content.update(f"{name}{tuple(tensor.shape)}".encode())
+        content.update(tensor.numpy().tobytes())
+    return content.hexdigest()
+
+
+def finish(run: Run) -> None:
+    """Writes the run's summary, and lets other jobs into its directory."""
+    run.recorder.finish(summarize(run))
+    run.recorder.close()
+    lock.release(run.settings.directory)
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Returns what summary.json says of the run."""
+    s, progress, traffic, deployed = run.settings, run.progress, run.traffic, run.figures.deployed
+    downloads = progress.round * s.clients_per_round
+    messages = {"up": max(downloads - sum(progress.absent.values()), 1), "down": max(downloads, 1)}
+    results: dict[str, Any] = {"accuracy": None, "validation_accuracy": None, "accuracy_received_mean": None}
+    if progress.diverged:
+        results["diverged"] = progress.diverged
+    else:
+        results["accuracy"] = summarize_clients({c: f.accuracy for c, f in deployed.items()})
+        results["validation_accuracy"] = summarize_clients({c: f.validation_accuracy for c, f in deployed.items()})
+        results["accuracy_received_mean"] = summarize_clients(run.figures.received)["mean"]
+    return {
+        "algo": s.algo,
+        "label": s.label,
+        "parameterization": s.parameterization,
+        "tuned": s.tuned,
+        "dataset": s.dataset,
+        "partition": s.partition,
+        "model": s.model,
+        "seed": s.seed,
+        "rounds": s.rounds,
+        "clients": run.store.clients,
+        **results,
+        "parameters_per_client_round": {
+            way: traffic.sent[f"parameters_{way}"] // count for way, count in messages.items()
+        },
+        "transmitted": traffic.sent,
+        "traffic_to_model": None if progress.diverged else traffic.to_model,
+        "moved": {unit: traffic.moved[f"{unit}_move"] for unit in ("parameters", "bytes")},
+        "absent": progress.absent,
+        "seconds": run.counts["seconds"],
+        "shared_sha256": digest(run.aggregator.get_model_params()),
+        "partition_sha256": run.store.sha256,
+        "samples_sha256": run.store.recipe["samples_sha256"],
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("torch", "fedml", "numpy", "mpi4py")},
+    }
