@@ -9,7 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
+if not __package__:  # run as a file: no installation is needed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runtime.launch import process
 from benchmarks.runtime.launch.fork import share_imports
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def load() -> None:
     """Imports what every rank needs, torch and FedML first of all."""
-    import benchmarks.federation.options
+    import benchmarks.federation.planning
     import benchmarks.runtime.screen
     import benchmarks.runtime.server  # noqa: F401
 

@@ -14,17 +14,12 @@ come up again, and what they gave lies in --out.
 """
 
 import argparse
-import itertools
-import json
-import os
-import shlex
-import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that no installation is needed
+if not __package__:  # run as a file: no installation is needed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runtime.launch.imports import defer_packages
 
@@ -33,169 +28,15 @@ defer_packages()
 
 import optuna
 import torch
-import yaml
 
-from baselines.base import Hyper
 from benchmarks.federation.models import MODELS
 from benchmarks.federation.options import TUNED, Parser, UsageError
-from benchmarks.federation.registry import METHODS, build_trainer, find_method
+from benchmarks.federation.registry import METHODS
 from benchmarks.federation.settings import Settings
+from benchmarks.federation.tuning import tune
 from benchmarks.terminal import printable
-from data_partitions import DataError, open_store, prepare
+from data_partitions import DataError
 from data_partitions.partitioners import parse
-
-ROOT = Path(__file__).resolve().parents[1]
-RANDOM_TRIALS = 2  # after the defaults and before the Gaussian process has something to go by
-
-
-class Tuning(NamedTuple):
-    """One method on its weights, and what has been tried of it."""
-
-    settings: Settings  # of its first run
-    weights: str | None  # the parameterization that was asked for; None: the method's own
-    Hyper: type[Hyper]
-    study: optuna.Study
-    trials: list[dict[str, Any]]  # the values of each, its score, and whether it diverged
-
-
-def begin(settings: Settings, weights: str | None) -> Tuning:
-    """Returns a study of the method that begins with its defaults."""
-    Hyper = find_method(settings.algo, settings.parameterization).hyper_class
-    sampler = optuna.samplers.GPSampler(seed=0, n_startup_trials=1 + RANDOM_TRIALS)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial({name: Hyper.model_fields[name].default for name in spaces(Hyper)})
-    return Tuning(settings, weights, Hyper, study, [])
-
-
-def spaces(Hyper: type[Hyper]) -> dict[str, dict[str, Any]]:
-    """Returns low, high and log of each hyper-parameter that is searched."""
-    extras = {name: field.json_schema_extra for name, field in Hyper.model_fields.items()}
-    return {name: extra["search"] for name, extra in extras.items() if isinstance(extra, dict)}  # type: ignore[misc]
-
-
-def propose(tuning: Tuning) -> tuple[optuna.Trial, dict[str, Any]]:
-    """Returns the next trial and its values, to three digits."""
-    trial = tuning.study.ask()
-    values: dict[str, float] = {}
-    for name, space in spaces(tuning.Hyper).items():
-        if tuning.Hyper.model_fields[name].annotation is int:
-            values[name] = trial.suggest_int(name, **space)
-        else:
-            values[name] = float(f"{trial.suggest_float(name, **space):.3g}")
-    return trial, values
-
-
-def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argparse.Namespace, out: Path) -> None:
-    """Runs one trial of each of ``tunings``, on the same weights, in one process group. Raises UsageError."""
-    ranks = str((os.cpu_count() or 1) + 1)
-    command = ["mpirun", "-np", ranks, sys.executable, "benchmarks/run.py", "--dataset", options.dataset]
-    command += ["--data-dir", str(options.data_dir), "--model", options.model, "--rounds", str(options.rounds)]
-    command += ["--partition", *options.partition, "--seed", *map(str, options.seed), "--out", str(out)]
-    command += ["--tuning", "--eval-every", "0", "--checkpoint-every", "0"]
-    command += ["--algo", *(t.settings.algo for t in tunings)]
-    command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
-    command += ["--set"]
-    for tuning in tunings:
-        every = tuning.Hyper(**chosen[tuning.settings.variant]).model_dump()  # so that none is from an earlier tuning
-        command += [f"{tuning.settings.algo}.{name}={value}" for name, value in every.items()]
-    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
-        raise UsageError(f"a trial failed: {shlex.join(command)}")
-
-
-def score(settings: Settings, options: argparse.Namespace, out: Path) -> tuple[float, bool]:
-    """Returns the score of the runs in ``out``, and whether one of them diverged."""
-    found = []
-    for partition, seed in itertools.product(options.partition, options.seed):
-        directory = settings.model_copy(update={"partition": partition, "seed": seed, "out": out}).directory
-        validation = json.loads((directory / "summary.json").read_text())["validation_accuracy"]
-        found.append(validation["mean"] if validation else None)
-    return sum(accuracy or 0.0 for accuracy in found) / len(found), None in found
-
-
-def find_tunings(options: argparse.Namespace) -> list[Tuning]:
-    """Returns the methods on the weights that were asked for; says which of them this model or data rules out."""
-    tunings: dict[str, Tuning] = {}
-    partition, seed = options.partition[0], options.seed[0]
-    for weights, algo in itertools.product(options.parameterization, options.algo):
-        try:
-            method = find_method(algo, weights)
-            settings = Settings(
-                tuning=True,
-                **{name: getattr(options, name) for name in ("dataset", "model", "rounds", "data_dir", "out")},
-                **{"algo": algo, "parameterization": method.parameterization, "partition": partition, "seed": seed},
-                hyper=method.hyper_class().model_dump(),
-            )
-            folder = options.out / "data"
-            store = prepare(
-                options.dataset, options.data_dir, partition, settings.clients, seed, folder, tuning=settings.tuning
-            )
-            with open_store(store) as opened:
-                build_trainer(settings, opened)
-        except DataError:
-            raise
-        except ValueError as error:
-            print(printable(f"left out: {algo} on {weights or 'its own'} weights: {error}"), flush=True)
-            continue
-        tunings.setdefault(settings.variant, begin(settings, weights))
-    return list(tunings.values())
-
-
-def load_record(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what ``path`` records, and in it what it does of this data set and model.
-
-    Raises UsageError where methods there were tuned in another way.
-    """
-    record = yaml.safe_load(path.read_text()) if path.exists() else {}
-    how = {
-        "samples": "set aside for tuning",
-        "partitions": options.partition,
-        "seeds": options.seed,
-        "rounds": options.rounds,
-        "trials": options.trials,
-    }
-    words = ["python", "benchmarks/tune.py", "--dataset", options.dataset, "--model", options.model]
-    words += ["--partition", *options.partition, "--seed", *map(str, options.seed)]
-    words += ["--rounds", str(options.rounds), "--trials", str(options.trials)]
-    section = record.setdefault(options.dataset, {}).setdefault(
-        options.model,
-        {
-            "command": shlex.join(words),
-            "score": "mean validation accuracy after the last round",
-            **how,
-            "methods": {},
-        },
-    )
-    for key, value in how.items():
-        if (found := section.get(key, "of another kind")) != value:
-            raise UsageError(
-                f"{path} holds methods tuned with {key} {found}, not {value}: what is compared is tuned alike; "
-                "choose another --record, or remove them there to tune all anew"
-            )
-    return record, section["methods"]
-
-
-def tune(options: argparse.Namespace) -> None:
-    """Runs all trials and writes the record."""
-    record, methods = load_record(options.record, options)
-    tunings = find_tunings(options)
-    for number in range(1, options.trials + 1):
-        out = options.out / f"trial-{number}"
-        proposed = [propose(tuning) for tuning in tunings]
-        chosen = {tuning.settings.variant: values for tuning, (_, values) in zip(tunings, proposed, strict=True)}
-        for _, group in itertools.groupby(tunings, lambda tuning: tuning.weights):
-            run(list(group), chosen, options, out)
-        for tuning, (trial, values) in zip(tunings, proposed, strict=True):
-            reached, diverged = score(tuning.settings, options, out)
-            tuning.study.tell(trial, reached)
-            tuning.trials.append({**values, "score": round(reached, 4), **({"diverged": True} if diverged else {})})
-            print(f"trial {number}  {tuning.settings.variant:20} {tuning.trials[-1]}", flush=True)
-    for tuning in tunings:
-        best = tuning.trials[tuning.study.best_trial.number]
-        methods[tuning.settings.variant] = {
-            "chosen": {name: best[name] for name in spaces(tuning.Hyper)},
-            "trials": tuning.trials,
-        }
-    options.record.write_text(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=120))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -210,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default=defaults["model"], choices=list(MODELS), metavar="NAME")
     p.add_argument("--partition", nargs="+", default=["dirichlet:0.5", "shards:2"], metavar="SPEC")
     p.add_argument("--seed", nargs="+", type=int, default=[100], metavar="N", help="of partition and start")
-    p.add_argument("--out", type=Path, default=ROOT / "runs" / "tuning", metavar="DIR", help="where the trials go")
+    p.add_argument("--out", type=Path, default=Path("runs/tuning"), metavar="DIR", help="where the trials go")
     p.add_argument("--record", type=Path, default=TUNED, metavar="FILE", help="what is written")
     return p
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from benchmarks import tune
-from benchmarks.federation import options, planning
+from benchmarks.federation import options, planning, tuning
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings
@@ -21,7 +21,7 @@ from tests.support import ROOT
 @pytest.mark.parametrize("algo", METHODS)
 def test_every_method_says_what_is_searched_and_its_defaults_lie_within(algo: str) -> None:
     Hyper = METHODS[algo].hyper_class
-    spaces = tune.spaces(Hyper)
+    spaces = tuning.spaces(Hyper)
     assert "lr" in spaces
     for name, space in spaces.items():
         assert space["low"] <= Hyper.model_fields[name].default <= space["high"], name
@@ -30,17 +30,17 @@ def test_every_method_says_what_is_searched_and_its_defaults_lie_within(algo: st
 
 
 def test_a_method_on_factors_searches_what_the_method_searches() -> None:
-    assert tune.spaces(find_method("fedprox", "fedpara").hyper_class) == tune.spaces(METHODS["fedprox"].hyper_class)
+    assert tuning.spaces(find_method("fedprox", "fedpara").hyper_class) == tuning.spaces(METHODS["fedprox"].hyper_class)
 
 
 @pytest.mark.slow
 def test_trials_begin_with_the_defaults_and_find_the_best_of_a_hill() -> None:
     def trials() -> list[dict[str, Any]]:
-        tuning, tried = tune.begin(Settings(algo="fedprox", hyper={}), None), []
+        study, tried = tuning.begin(Settings(algo="fedprox", hyper={}), None), []
         for _ in range(6):
-            trial, values = tune.propose(tuning)
+            trial, values = tuning.propose(study)
             tried.append(values)
-            tuning.study.tell(trial, -abs(values["lr"] - 0.4) - abs(values["mu"] - 0.02))
+            study.study.tell(trial, -abs(values["lr"] - 0.4) - abs(values["mu"] - 0.02))
         return tried
 
     first = trials()
@@ -100,8 +100,8 @@ def test_runs_say_which_values_are_tuned(tuned: Path) -> None:
 def test_methods_tuned_in_another_way_are_not_mixed(tuned: Path) -> None:
     line = ["--partition", "iid", "--trials", "2", "--record", str(tuned)]
     with pytest.raises(options.UsageError, match="rounds 3, not 4"):
-        tune.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "4"]))
-    assert set(tune.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "3"]))[1]) == {
+        tuning.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "4"]))
+    assert set(tuning.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "3"]))[1]) == {
         "fedavg",
         "fedavg-fedpara",
         "fedprox",
@@ -110,18 +110,18 @@ def test_methods_tuned_in_another_way_are_not_mixed(tuned: Path) -> None:
     del record["mnist5k"]["mlp"]["samples"]  # as before there were such
     tuned.write_text(yaml.safe_dump(record))
     with pytest.raises(options.UsageError, match="samples of another kind, not set aside for tuning"):
-        tune.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "3"]))
+        tuning.load_record(tuned, tune.parser().parse_args([*line, "--rounds", "3"]))
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "benchmarks/tune.py", *words]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=250, env=os.environ)
+def command(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "benchmarks" / "tune.py"), *words]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=250, env=os.environ)
 
 
 def test_what_a_method_cannot_do_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["--algo", "fedavg", "pfedpara", "--parameterization", "dense", "--partition", "iid", "--out", str(tmp_path)]
-    found = tune.find_tunings(tune.parser().parse_args(line))
-    assert [tuning.settings.variant for tuning in found] == ["fedavg"]
+    found = tuning.find_tunings(tune.parser().parse_args(line))
+    assert [one.settings.variant for one in found] == ["fedavg"]
     assert "left out: pfedpara on dense weights: --parameterization" in capsys.readouterr().out
 
 
@@ -129,8 +129,8 @@ def test_what_a_method_cannot_do_is_left_out_and_said(tmp_path: Path, capsys: py
 def test_a_small_tuning_writes_every_trial_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     record, out = tmp_path / "tuned.yaml", tmp_path / "trials"
     words = ["--algo", "fedavg", "pfedpara", "--rounds", "1", "--trials", "2", "--partition", "iid", "--seed", "7"]
-    words += ["--out", str(out), "--record", str(record)]
-    done = command(*words)
+    words += ["--out", out.name, "--record", str(record)]  # a folder is the user's, not the program's
+    done = command(*words, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     section = yaml.safe_load(record.read_text())["mnist5k"]["mlp"]
     assert (section["seeds"], section["rounds"], section["trials"]) == ([7], 1, 2)
@@ -150,7 +150,7 @@ def test_a_small_tuning_writes_every_trial_and_goes_on_where_it_stopped(tmp_path
     again.unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
     written = record.read_text()
-    assert command(*words).returncode == 0
+    assert command(*words, folder=tmp_path).returncode == 0
     assert again.exists()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert record.read_text() == written
