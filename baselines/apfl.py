@@ -9,13 +9,12 @@ Two gradients a batch, for FedAvg's one. Deviations: the server's mean is weight
 gradients are clipped as in baselines/base.py. On factored weights it is the factors that are mixed.
 """
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Hyper, copy_into, search
 from baselines.second_model import SecondModelTrainer
 
@@ -33,36 +32,37 @@ class ApflTrainer(SecondModelTrainer):
     hyper_class = ApflHyper
     hyper: ApflHyper
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
         """Raises ValueError where the model has running statistics: a mixture of two models has none of its own."""
-        super().__init__(model, args)
-        if len(self.shared) > len(self.trained):
+        super().__init__(model, hyper)
+        if len(self.shared) > len(self.trainable):
             raise ValueError("a mixture of two models has no running statistics; take a model without BatchNorm")
         self.alpha = torch.tensor(self.hyper.alpha, dtype=torch.float64)
-        self.kept = {f"v.{name}": v for name, v in self.v.items()} | {"alpha": self.alpha}
+        self.private_state = {f"v.{name}": v for name, v in self.v.items()} | {"alpha": self.alpha}
         self.adapts = False  # whether α is due at the next batch
 
-    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
+    def fit(self, data: TensorDataset, context: RoundContext) -> None:
         self.adapts = self.hyper.adaptive
-        super().train(train_data, device, args)
+        super().fit(data, context)
         copy_into(self.w, self.shared)
         self.mix()
-        self.check_finite(self.learning_rate())
+        self.check_finite(self.learning_rate(context))
 
     @torch.no_grad()
     def mix(self) -> None:
         """Turns the model from w into v̄ = α v + (1 − α) w."""
-        for parameter, v in zip(self.trained, self.v.values(), strict=True):
+        for parameter, v in zip(self.trainable, self.v.values(), strict=True):
             parameter.lerp_(v, self.alpha.item())
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         _, gradients = self.gradients(x, y)
-        w = [parameter.detach().clone() for parameter in self.trained]
+        w = [parameter.detach().clone() for parameter in self.trainable]
         self.mix()
         loss, mixed = self.gradients(x, y)
         alpha, slope = self.alpha.item(), 0.0
         with torch.no_grad():
-            for parameter, u, v, at_w, at_mixed in zip(self.trained, w, self.v.values(), gradients, mixed, strict=True):
+            each = zip(self.trainable, w, self.v.values(), gradients, mixed, strict=True)
+            for parameter, u, v, at_w, at_mixed in each:
                 slope += float(((v - u) * at_mixed).sum())
                 parameter.copy_(u.add_(at_w, alpha=-lr))
                 v.add_(at_mixed, alpha=-lr * alpha)

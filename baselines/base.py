@@ -11,15 +11,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from fedml.core import ClientTrainer, ServerAggregator
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import FedMLAggregator, FedMLTrainer, RoundContext
 from pfedpara.sharing import split_parameters
 from pfedpara.streams import stream_state
-
-EVALUATION_BATCH = 512  # samples
 
 Params = dict[str, Tensor]
 JudgedOn = Literal["received", "trained"]
@@ -48,23 +46,6 @@ class Hyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     clip_norm: float = Field(1.0, ge=0, description="largest Euclidean norm of a step's gradient; 0 does not clip")
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, data: TensorDataset) -> dict[str, float]:
-    """Returns FedML's metrics of ``model`` on ``data``: ``test_correct``, ``test_loss`` (a sum) and ``test_total``.
-
-    Leaves weights, gradients, random streams and the training flag as they were.
-    """
-    training = model.training
-    model.eval()
-    correct, loss = 0, 0.0
-    for x, y in zip(*(tensor.split(EVALUATION_BATCH) for tensor in data.tensors), strict=True):
-        logits = model(x)  # (B, classes)
-        correct += int((logits.argmax(dim=1) == y).sum())
-        loss += F.cross_entropy(logits, y, reduction="sum").item()
-    model.train(training)
-    return {"test_correct": correct, "test_loss": loss, "test_total": len(data)}
-
-
 def all_finite(tensor: Tensor) -> bool:
     """Whether every number is finite. Their sum is 20 times as quick to look at; it may overflow, but hides none."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
@@ -86,20 +67,21 @@ def copy_of(parameters: Mapping[str, Tensor]) -> Params:
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-class Aggregator(ServerAggregator):
+class Aggregator(FedMLAggregator):
     """The server's half: holds the shared tensors and averages what the clients send.
 
-    ``args`` is the trainer's; FedML's ``client_num_in_total`` in it is the number of registered clients. The tensors in
-    ``travelling`` go down, and those in a trainer's go up, both with the same names and shapes; a method whose messages
-    hold more than the shared parameters adds to both. ``kept`` is what the server keeps beside that between rounds,
-    such as moments of an optimizer.
+    The tensors in ``travelling`` go down, and those in a trainer's go up, both with the same names and shapes; a method
+    whose messages hold more than the shared parameters adds to both. ``server_state`` is what the server keeps beside
+    that between rounds, such as moments of an optimizer.
     """
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
+    def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
+        """``model`` and ``hyper`` are the trainer's; ``clients`` counts those that are registered."""
+        super().__init__(model)
+        self.hyper, self.clients = hyper, clients
         self.shared, _ = split_parameters(model)
         self.travelling: Mapping[str, Tensor] = self.shared
-        self.kept: Params = {}
+        self.server_state: Params = {}
 
     def get_model_params(self) -> Params:
         return copy_of(self.travelling)
@@ -108,63 +90,64 @@ class Aggregator(ServerAggregator):
         copy_into(self.travelling, model_parameters)
 
     def get_server_state(self) -> Params:
-        """Returns what the server keeps between rounds beside what it sends."""
-        return copy_of(self.kept)
+        """Returns a copy of ``server_state``."""
+        return copy_of(self.server_state)
 
     def set_server_state(self, state: Params) -> None:
         """Takes over what ``get_server_state`` returned. Raises ValueError where names or shapes differ."""
-        copy_into(self.kept, state)
+        copy_into(self.server_state, state)
 
-    def start_from(self, received: Params) -> None:
+    def set_received(self, received: Params) -> None:
         """Makes the model what the clients received of it, where their moves began. What else the server has is exact.
 
         Under FedML's own server nothing is lost on the way, and nobody calls this.
         """
         copy_into(self.shared, {name: received[name] for name in self.shared})
 
-    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
-        """Returns Σ_k (n_k / n) w_k, added in the order of the list in float32."""
-        n = sum(weight for weight, _ in raw_client_model_or_grad_list)
+    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
+        """Returns Σ_k (n_k / n) w_k of the pairs (n_k, w_k), added in the order of the list in float32."""
+        n = sum(weight for weight, _ in updates)
         total = {name: torch.zeros_like(tensor) for name, tensor in self.travelling.items()}
-        for weight, params in raw_client_model_or_grad_list:
+        for weight, params in updates:
             for name, tensor in total.items():
                 tensor.add_(params[name], alpha=weight / n)
         return total
 
-    def test(self, test_data: TensorDataset, device: Any, args: Any) -> dict[str, float]:
-        return evaluate(self.model, test_data)
 
-    def test_all(self, train_data_local_dict: Any, test_data_local_dict: Any, device: Any, args: Any) -> bool:
-        """Tells FedML's own server that nothing is left to test: each client judges its own model."""
-        return True
-
-
-class Trainer(ClientTrainer):
+class Trainer(FedMLTrainer):
     """The client's half: one training loop, and what a client sends and keeps."""
 
     # The tensors that go to the server and those that the client keeps between rounds are in ``travelling`` and
-    # ``kept``: the shared and the private parameters, to which a method adds what else it sends or keeps.
+    # ``private_state``: the shared and the private parameters, to which a method adds what else it sends or keeps.
 
     hyper_class: ClassVar[type[Hyper]] = Hyper
     aggregator_class: ClassVar[type[Aggregator]] = Aggregator
-    parameterization: ClassVar[str] = "dense"
-    judged_on: ClassVar[JudgedOn] = "received"
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        """``args`` is FedML's namespace; it carries ``random_seed``, ``round_idx`` and the fields of ``Hyper``."""
-        super().__init__(model, args)
-        self.hyper = self.hyper_class(
-            **{name: getattr(args, name) for name in self.hyper_class.model_fields if hasattr(args, name)}
-        )
-        self.personalize(model)
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
+        """``hyper`` is of ``hyper_class``. Raises ValueError where the method does not suit the model."""
+        super().__init__(model)
+        self.hyper = hyper
+        self.declare_private(model)
         self.shared, self.private = split_parameters(model)
         self.travelling: Mapping[str, Tensor] = self.shared
-        self.kept: Mapping[str, Tensor] = self.private
+        self.private_state: Mapping[str, Tensor] = self.private
         self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
-        self.trained = list(model.parameters())  # what a step changes
+        self.trainable = list(model.parameters())  # what a step changes
 
-    def personalize(self, model: nn.Module) -> None:
-        """Changes the fresh ``model`` in place, so that its modules declare what stays private. FedAvg shares all."""
+    def make_aggregator(self, clients: int) -> Aggregator:
+        """Returns the server's half for so many registered clients, on the same model."""
+        return self.aggregator_class(self.model, self.hyper, clients)
+
+    @property
+    def judged_on(self) -> JudgedOn:
+        """FedAvg deploys what a client receives; where weights have private parts, what it trained last (pFedPara).
+
+        A method that makes the clients' models differ by itself says which, for any weights.
+        """
+        return "trained" if self.private else "received"
+
+    def declare_private(self, model: nn.Module) -> None:
+        """Lets the modules of ``model`` declare what stays private, beside what they do anyhow. FedAvg adds none."""
 
     def check_client(self, samples: int) -> None:
         """Raises ValueError where a client with so many training samples is too small for the method."""
@@ -183,29 +166,23 @@ class Trainer(ClientTrainer):
 
     def get_private_state(self) -> Params:
         """Returns everything this client keeps between rounds."""
-        return copy_of(self.kept)
+        return copy_of(self.private_state)
 
     def set_private_state(self, state: Params) -> None:
-        copy_into(self.kept, state)
+        copy_into(self.private_state, state)
 
-    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
-        """Runs E local epochs on ``train_data``, a pair of inputs (n, …) and labels (n,).
+    def fit(self, data: TensorDataset, context: RoundContext) -> None:
+        """Runs E local epochs on ``data``, a pair of inputs (n, …) and labels (n,).
 
+        All random numbers are drawn on the CPU, from the client's stream of this round, whichever process trains it.
         Raises DivergedError where the loss or a weight is no longer finite.
         """
-        self.begin_stream("training", args)
-        self.run_epochs(train_data, self.hyper.epochs, self.learning_rate())
+        torch.set_rng_state(stream_state("training", *context))
+        self.run_epochs(data, self.hyper.epochs, self.learning_rate(context))
 
-    def begin_stream(self, purpose: str, args: Any) -> None:
-        """Sets torch's random numbers to this client's in the round that ``args`` tells, whichever process trains it.
-
-        They are all drawn on the CPU.
-        """
-        torch.set_rng_state(stream_state(purpose, args.random_seed, self.id, args.round_idx))
-
-    def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
-        """Takes a step on each batch of ``epochs`` shuffles of ``train_data``, with batches from torch's stream."""
-        x, y = train_data.tensors
+    def run_epochs(self, data: TensorDataset, epochs: int, lr: float) -> None:
+        """Takes a step on each batch of ``epochs`` shuffles of ``data``, with batches from torch's stream."""
+        x, y = data.tensors
         self.model.train()
         for _ in range(epochs):
             loss = torch.zeros((), device=y.device)
@@ -226,37 +203,37 @@ class Trainer(ClientTrainer):
         """How many samples a local step takes: B, or several times B where a method needs several batches for one."""
         return self.hyper.batch_size
 
-    def learning_rate(self) -> float:
-        """η in the round that ``args.round_idx`` tells."""
-        return self.hyper.lr * self.hyper.lr_decay**self.args.round_idx
+    def learning_rate(self, context: RoundContext) -> float:
+        """η in that round."""
+        return self.hyper.lr * self.hyper.lr_decay**context.round
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         """One local step on a batch x (B, …), y (B,). Returns the batch's loss before the step, detached."""
         loss, gradients = self.gradients(x, y)
         with torch.no_grad():
             self.correct(gradients)
-            for parameter, gradient in zip(self.trained, gradients, strict=True):
+            for parameter, gradient in zip(self.trainable, gradients, strict=True):
                 parameter.add_(gradient, alpha=-lr)
         return loss
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
-        """Adds what a method adds to the loss's gradients, in place; one for each of ``self.trained``."""
+        """Adds what a method adds to the loss's gradients, in place; one for each of ``self.trainable``."""
 
     def of_shared(self, gradients: tuple[Tensor, ...]) -> Params:
         """Returns those of ``gradients`` that belong to the shared parameters, by name; no copies."""
-        found = {id(parameter): gradient for parameter, gradient in zip(self.trained, gradients, strict=True)}
+        found = {id(parameter): gradient for parameter, gradient in zip(self.trainable, gradients, strict=True)}
         return {name: found[id(parameter)] for name, parameter in self.shared.items() if id(parameter) in found}
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Returns the detached mean loss of a batch and its clipped gradients, one for each of ``self.trained``."""
+        """Returns the detached mean loss of a batch and its clipped gradients, one for each of ``self.trainable``."""
         loss, gradients = self.loss_gradients(x, y)
         self.clip(gradients)
         return loss, gradients
 
     def loss_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Returns the detached mean loss of a batch and its gradients, one for each of ``self.trained``."""
+        """Returns the detached mean loss of a batch and its gradients, one for each of ``self.trainable``."""
         loss = F.cross_entropy(self.model(x), y)
-        return loss.detach(), torch.autograd.grad(loss, self.trained)
+        return loss.detach(), torch.autograd.grad(loss, self.trainable)
 
     def clip(self, gradients: tuple[Tensor, ...]) -> None:
         """Scales ``gradients`` in place to the norm ``clip_norm`` where they are longer, all together."""
@@ -265,26 +242,21 @@ class Trainer(ClientTrainer):
             if norm > self.hyper.clip_norm:
                 torch._foreach_mul_(gradients, self.hyper.clip_norm / norm)
 
-    def deploy(self) -> None:
+    def deploy(self, data: TensorDataset, context: RoundContext) -> None:
         """Turns the model, which holds what was received or trained last, into the one that this client would use.
 
-        FedAvg uses it as it is. A method that adapts it first does so here, on ``self.local_train_dataset``, and
-        changes nothing but the model's tensors. Raises DivergedError as ``train`` does.
+        FedAvg uses it as it is. A method that adapts it first does so here, on the client's training ``data``, and
+        changes nothing but the model's tensors. Raises DivergedError as ``fit`` does.
         """
 
     @contextmanager
-    def deployed(self) -> Iterator[nn.Module]:
+    def deployed(self, data: TensorDataset, context: RoundContext) -> Iterator[nn.Module]:
         """Within the block ``self.model`` is what ``deploy`` makes of it; afterwards all is as it was."""
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         try:
             with torch.random.fork_rng(devices=[]):
-                self.begin_stream("deployment", self.args)
-                self.deploy()
+                torch.set_rng_state(stream_state("deployment", *context))
+                self.deploy(data, context)
             yield self.model
         finally:
             self.model.load_state_dict(before)
-
-    def test(self, test_data: TensorDataset, device: Any, args: Any) -> dict[str, float]:
-        """Returns the metrics of ``evaluate`` for the model that this client would deploy."""
-        with self.deployed() as model:
-            return evaluate(model, test_data)

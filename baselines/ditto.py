@@ -10,12 +10,11 @@ Two epochs' work for each of FedAvg's: 2E local epochs. w_k and v_k see the same
 in a step is clipped as in baselines/base.py, λ (v_k − w^t) is not.
 """
 
-from typing import Any
-
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Hyper, copy_into, search
 from baselines.second_model import SecondModelTrainer
 
@@ -30,23 +29,23 @@ class DittoTrainer(SecondModelTrainer):
     hyper_class = DittoHyper
     hyper: DittoHyper
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
-        self.received: list[Tensor] = []  # w^t while v_k is trained
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
+        super().__init__(model, hyper)
+        self.anchor: list[Tensor] = []  # w^t while v_k is trained
 
-    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
-        received = [parameter.detach().clone() for parameter in self.trained]
-        super().train(train_data, device, args)
+    def fit(self, data: TensorDataset, context: RoundContext) -> None:
+        anchor = [parameter.detach().clone() for parameter in self.trainable]
+        super().fit(data, context)
         copy_into(self.w, self.shared)
         copy_into(self.shared, self.v)
-        self.received = received
+        self.anchor = anchor
         try:
-            super().train(train_data, device, args)
+            super().fit(data, context)
         finally:
-            self.received = []
+            self.anchor = []
         copy_into(self.v, self.shared)
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
-        if self.received:
-            for gradient, v, w in zip(gradients, self.trained, self.received, strict=True):
+        if self.anchor:
+            for gradient, v, w in zip(gradients, self.trainable, self.anchor, strict=True):
                 gradient.add_(v - w, alpha=self.hyper.lam)

@@ -7,10 +7,10 @@ what travels and the server are FedAvg's; nothing stays. What is judged is the n
 These epochs are no part of training: a client takes them where it is judged, and they are thrown away afterwards.
 """
 
-from typing import ClassVar
-
 from pydantic import Field
+from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Hyper, JudgedOn, Trainer
 
 
@@ -23,7 +23,7 @@ class FedAvgFtTrainer(Trainer):
 
     hyper_class = FedAvgFtHyper
     hyper: FedAvgFtHyper
-    judged_on: ClassVar[JudgedOn] = "received"  # on any weights: what it trains for the others is not what it uses
+    judged_on: JudgedOn = "received"  # on any weights: what it trains for the others is not what it uses
 
-    def deploy(self) -> None:
-        self.run_epochs(self.local_train_dataset, self.hyper.finetune_epochs, self.learning_rate())
+    def deploy(self, data: TensorDataset, context: RoundContext) -> None:
+        self.run_epochs(data, self.hyper.finetune_epochs, self.learning_rate(context))

@@ -9,11 +9,11 @@ No deviation beyond the shared clipping of baselines/base.py. The fine-tuning is
 baselines/fedavg_ft.py.
 """
 
-from typing import Any
-
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
+from baselines.base import Hyper
 from baselines.fedavg_ft import FedAvgFtHyper, FedAvgFtTrainer
 from baselines.fedper import FedPerHyper, FedPerTrainer
 
@@ -28,14 +28,14 @@ class FedBabuTrainer(FedAvgFtTrainer, FedPerTrainer):
     hyper_class = FedBabuHyper
     hyper: FedBabuHyper
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
+        super().__init__(model, hyper)
         _, self.body = self.divide()
 
-    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
-        self.trained = self.body
-        super().train(train_data, device, args)
+    def fit(self, data: TensorDataset, context: RoundContext) -> None:
+        self.trainable = self.body
+        super().fit(data, context)
 
-    def deploy(self) -> None:
-        self.trained = list(self.model.parameters())
-        super().deploy()
+    def deploy(self, data: TensorDataset, context: RoundContext) -> None:
+        self.trainable = list(self.model.parameters())
+        super().deploy(data, context)

@@ -22,7 +22,7 @@ class FedBNTrainer(Trainer):
 
     judged_on = "received"
 
-    def personalize(self, model: nn.Module) -> None:
+    def declare_private(self, model: nn.Module) -> None:
         norms = [module for module in model.modules() if isinstance(module, NORMS) and own_tensors(module)]
         if not norms:
             raise ValueError("the model has no norm layer to keep private; take one that has, such as cnn-bn")

@@ -12,13 +12,12 @@ baselines/base.py, what is added to it is not. Memory and pull belong to the sha
 has no θ^{t−1}, and is trained by plain SGD on L_k.
 """
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Aggregator, Hyper, Params, Trainer, copy_of, search
 from pfedpara.sharing import learned
 
@@ -30,16 +29,18 @@ class FedDynHyper(Hyper, frozen=True):
 class FedDynAggregator(Aggregator):
     """The plain mean, less h / α."""
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
-        self.kept = {name: torch.zeros_like(theta) for name, theta in learned(self.shared).items()}  # h
+    hyper: FedDynHyper
+
+    def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
+        super().__init__(model, hyper, clients)
+        self.server_state = {name: torch.zeros_like(theta) for name, theta in learned(self.shared).items()}  # h
 
     @torch.no_grad()
-    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate([(1.0, params) for _, params in raw_client_model_or_grad_list])
-        alpha = self.args.alpha
-        share = len(raw_client_model_or_grad_list) / self.args.client_num_in_total  # |P| / m
-        for name, h in self.kept.items():
+    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
+        mean = super().aggregate([(1.0, params) for _, params in updates])
+        alpha = self.hyper.alpha
+        share = len(updates) / self.clients  # |P| / m
+        for name, h in self.server_state.items():
             h.sub_(mean[name] - self.shared[name], alpha=alpha * share)
             mean[name].sub_(h, alpha=1 / alpha)
         return mean
@@ -52,17 +53,17 @@ class FedDynTrainer(Trainer):
     aggregator_class = FedDynAggregator
     hyper: FedDynHyper
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
+        super().__init__(model, hyper)
         self.memory = {f"memory.{name}": torch.zeros_like(theta) for name, theta in learned(self.shared).items()}  # g_k
-        self.kept = self.private | self.memory
+        self.private_state = self.private | self.memory
 
-    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
-        self.received = copy_of(self.shared)
-        super().train(train_data, device, args)
+    def fit(self, data: TensorDataset, context: RoundContext) -> None:
+        self.anchor = copy_of(self.shared)
+        super().fit(data, context)
         with torch.no_grad():
             for name, theta in learned(self.shared).items():
-                self.memory[f"memory.{name}"].sub_(theta - self.received[name], alpha=self.hyper.alpha)
+                self.memory[f"memory.{name}"].sub_(theta - self.anchor[name], alpha=self.hyper.alpha)
 
     @torch.no_grad()
     def settle(self, arrived: Params) -> None:
@@ -73,5 +74,5 @@ class FedDynTrainer(Trainer):
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds α(θ − θ^{t−1}) − g_k."""
         for name, gradient in self.of_shared(gradients).items():
-            gradient.add_(self.shared[name] - self.received[name], alpha=self.hyper.alpha)
+            gradient.add_(self.shared[name] - self.anchor[name], alpha=self.hyper.alpha)
             gradient.sub_(self.memory[f"memory.{name}"])

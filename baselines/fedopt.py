@@ -13,8 +13,6 @@ Algorithm 2. Deviations: the clients are weighted by samples, as in FedAvg; the 
 The optimizer acts on the shared parameters; private ones are trained by plain SGD and stay.
 """
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,60 +21,77 @@ from baselines.base import Aggregator, Hyper, Params, Trainer, search
 from pfedpara.sharing import learned
 
 
-class FedAvgMHyper(Hyper, frozen=True):
+class ServerOptimizerHyper(Hyper, frozen=True):
     server_lr: float = Field(1.0, gt=0, description="η, the server's learning rate")
+
+
+class FedAvgMHyper(ServerOptimizerHyper, frozen=True):
     momentum: float = Field(0.9, ge=0, lt=1, description="β, the server's momentum", **search(0, 0.95, log=False))
 
 
-class FedAdamHyper(Hyper, frozen=True):
+class FedAdamHyper(ServerOptimizerHyper, frozen=True):
     server_lr: float = Field(0.01, gt=0, description="η, the server's learning rate", **search(0.001, 0.1))
     beta1: float = Field(0.9, ge=0, lt=1, description="β1, decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="β2, decay of the second moment")
     tau: float = Field(1e-3, gt=0, description="τ, adaptivity: the smaller, the more so")
 
 
-class FedAvgMAggregator(Aggregator):
-    """Momentum of the clients' mean move."""
+class ServerOptimizer(Aggregator):
+    """An optimizer whose gradient is the clients' mean move; ``m.`` is its first moment."""
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
-        self.kept = {f"m.{name}": torch.zeros_like(w) for name, w in learned(self.shared).items()}
+    hyper: ServerOptimizerHyper
+
+    def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
+        super().__init__(model, hyper, clients)
+        self.server_state = {f"m.{name}": torch.zeros_like(w) for name, w in learned(self.shared).items()}
 
     @torch.no_grad()
-    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate(raw_client_model_or_grad_list)
+    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
+        mean = super().aggregate(updates)
         for name, w in learned(self.shared).items():
-            mean[name] = w + self.args.server_lr * self.move(name, mean[name] - w)
+            mean[name] = w + self.hyper.server_lr * self.move(name, mean[name] - w)
         return mean
 
     def move(self, name: str, delta: Tensor) -> Tensor:
         """Returns the direction in which the parameter ``name`` goes for the pseudo-gradient ``delta``."""
-        return self.kept[f"m.{name}"].mul_(self.args.momentum).add_(delta)
+        raise NotImplementedError
 
 
-class FedAdamAggregator(FedAvgMAggregator):
-    """Adam on the clients' mean move."""
+class FedAvgMAggregator(ServerOptimizer):
+    """Momentum of the clients' mean move."""
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
-        self.kept |= {f"v.{name}": torch.full_like(w, args.tau**2) for name, w in learned(self.shared).items()}
+    hyper: FedAvgMHyper
 
     def move(self, name: str, delta: Tensor) -> Tensor:
-        m, v = self.kept[f"m.{name}"], self.kept[f"v.{name}"]
-        m.lerp_(delta, 1 - self.args.beta1)
+        return self.server_state[f"m.{name}"].mul_(self.hyper.momentum).add_(delta)
+
+
+class FedAdamAggregator(ServerOptimizer):
+    """Adam on the clients' mean move."""
+
+    hyper: FedAdamHyper
+
+    def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
+        super().__init__(model, hyper, clients)
+        floor = self.hyper.tau**2
+        self.server_state |= {f"v.{name}": torch.full_like(w, floor) for name, w in learned(self.shared).items()}
+
+    def move(self, name: str, delta: Tensor) -> Tensor:
+        m, v = self.server_state[f"m.{name}"], self.server_state[f"v.{name}"]
+        m.lerp_(delta, 1 - self.hyper.beta1)
         self.adapt(v, delta.square())
-        return m / (v.sqrt() + self.args.tau)
+        return m / (v.sqrt() + self.hyper.tau)
 
     def adapt(self, v: Tensor, square: Tensor) -> None:
         """Takes Δ² into the second moment ``v``, in place."""
-        v.lerp_(square, 1 - self.args.beta2)
+        v.lerp_(square, 1 - self.hyper.beta2)
 
 
 class FedYogiAggregator(FedAdamAggregator):
     """Yogi on the clients' mean move."""
 
     def adapt(self, v: Tensor, square: Tensor) -> None:
-        v.sub_(square * (v - square).sign(), alpha=1 - self.args.beta2)
+        v.sub_(square * (v - square).sign(), alpha=1 - self.hyper.beta2)
 
 
 class FedAvgMTrainer(Trainer):

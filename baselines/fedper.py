@@ -6,8 +6,6 @@ local training is judged. No deviation beyond the shared clipping of baselines/b
 tensors of its own, so that a norm layer counts as one, and a factored layer as one too (pfedpara/sharing.py).
 """
 
-from typing import ClassVar
-
 from pydantic import Field
 from torch import nn
 from torch.nn import Parameter
@@ -25,19 +23,19 @@ class FedPerTrainer(Trainer):
 
     hyper_class = FedPerHyper
     hyper: FedPerHyper
-    judged_on: ClassVar[JudgedOn] = "trained"
+    judged_on: JudgedOn = "trained"
 
-    def personalize(self, model: nn.Module) -> None:
+    def declare_private(self, model: nn.Module) -> None:
         found = layers(model)
         if self.hyper.private_layers >= len(found):
             raise ValueError(
                 f"private_layers must be below the model's {len(found)} layers, got {self.hyper.private_layers}"
             )
-        self.staying = self.keep(found)
+        self.staying = self.private_of(found)
         for layer in self.staying:
             keep_private(layer)
 
-    def keep(self, found: list[Layer]) -> list[Layer]:
+    def private_of(self, found: list[Layer]) -> list[Layer]:
         """Returns which of the model's layers stay."""
         return found[-self.hyper.private_layers :]
 

@@ -10,12 +10,11 @@ proximal term's is not. The term acts on the shared parameters alone: a private 
 trained by plain SGD on F_k.
 """
 
-from typing import Any
-
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Hyper, Trainer, copy_of, search
 
 
@@ -29,11 +28,11 @@ class FedProxTrainer(Trainer):
     hyper_class = FedProxHyper
     hyper: FedProxHyper
 
-    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
-        self.received = copy_of(self.shared)
-        super().train(train_data, device, args)
+    def fit(self, data: TensorDataset, context: RoundContext) -> None:
+        self.anchor = copy_of(self.shared)
+        super().fit(data, context)
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds μ(w − w^t)."""
         for name, gradient in self.of_shared(gradients).items():
-            gradient.add_(self.shared[name] - self.received[name], alpha=self.hyper.mu)
+            gradient.add_(self.shared[name] - self.anchor[name], alpha=self.hyper.mu)

@@ -9,12 +9,11 @@ Server: φ ← the mean of the φ_i. As in the authors' code, what is judged is 
 authors' code; the shared clipping of baselines/base.py. Running statistics of BatchNorm follow both phases.
 """
 
-from typing import Any
-
 from pydantic import Field
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from baselines.base import Hyper
 from baselines.fedper import FedPerHyper, FedPerTrainer
 
 
@@ -29,12 +28,12 @@ class FedRepTrainer(FedPerTrainer):
     hyper: FedRepHyper
     judged_on = "received"
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
+        super().__init__(model, hyper)
         self.head, self.body = self.divide()
 
-    def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
-        self.trained = self.head
-        super().run_epochs(train_data, self.hyper.head_epochs, lr)
-        self.trained = self.body
-        super().run_epochs(train_data, epochs, lr)
+    def run_epochs(self, data: TensorDataset, epochs: int, lr: float) -> None:
+        self.trainable = self.head
+        super().run_epochs(data, self.hyper.head_epochs, lr)
+        self.trainable = self.body
+        super().run_epochs(data, epochs, lr)

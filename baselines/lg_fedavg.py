@@ -27,5 +27,5 @@ class LGFedAvgTrainer(FedPerTrainer):
     hyper: LGFedAvgHyper
     judged_on = "received"
 
-    def keep(self, found: list[Layer]) -> list[Layer]:
+    def private_of(self, found: list[Layer]) -> list[Layer]:
         return found[: self.hyper.private_layers]

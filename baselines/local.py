@@ -11,5 +11,5 @@ class LocalTrainer(Trainer):
 
     judged_on = "trained"
 
-    def personalize(self, model: nn.Module) -> None:
+    def declare_private(self, model: nn.Module) -> None:
         keep_private(model.modules())

@@ -16,13 +16,14 @@ Deviations: the server's mean is weighted by samples, as FedAvg's is here; the g
 the whole outer one, is clipped as in baselines/base.py.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Hyper, Trainer, search
 
 
@@ -60,15 +61,15 @@ class PerFedAvgTrainer(Trainer):
                 f"batches, hence at least {least} at batch size {self.hyper.batch_size}; take a smaller --batch-size"
             )
 
-    def train(self, train_data: TensorDataset, device: Any, args: Any) -> None:
-        self.check_client(len(train_data))
-        super().train(train_data, device, args)
+    def fit(self, data: TensorDataset, context: RoundContext) -> None:
+        self.check_client(len(data))
+        super().fit(data, context)
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         batches = list(zip(x.split(self.hyper.batch_size), y.split(self.hyper.batch_size), strict=True))
         if len(batches) < self.batches:  # the end of an epoch
             return torch.zeros(())
-        w = [parameter.detach().clone() for parameter in self.trained]
+        w = [parameter.detach().clone() for parameter in self.trainable]
         loss = super().step(*batches[0], self.hyper.inner_lr)
         _, direction = self.loss_gradients(*batches[1])  # g = ∇f(w̃; D′)
         if self.hyper.variant == "hf":
@@ -89,11 +90,11 @@ class PerFedAvgTrainer(Trainer):
     @torch.no_grad()
     def place(self, w: list[Tensor], direction: tuple[Tensor, ...], length: float) -> None:
         """Puts the model at w + length · direction."""
-        for parameter, start, way in zip(self.trained, w, direction, strict=True):
+        for parameter, start, way in zip(self.trainable, w, direction, strict=True):
             parameter.copy_(start.add(way, alpha=length))
 
-    def deploy(self) -> None:
-        x, y = self.local_train_dataset.tensors
+    def deploy(self, data: TensorDataset, context: RoundContext) -> None:
+        x, y = data.tensors
         self.model.train()
         batches = torch.randperm(len(y)).split(self.hyper.batch_size)
         for number in range(self.hyper.adapt_steps):

@@ -14,8 +14,6 @@ gradient in a step on θ is clipped as in baselines/base.py. As in the authors' 
 goes on from where the previous batch left it.
 """
 
-from typing import Any
-
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -35,9 +33,11 @@ class PFedMeHyper(Hyper, frozen=True):
 class PFedMeAggregator(Aggregator):
     """w ← (1 − β) w + β · mean(w_i)."""
 
-    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate([(1.0, params) for _, params in raw_client_model_or_grad_list])
-        beta = self.args.beta
+    hyper: PFedMeHyper
+
+    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
+        mean = super().aggregate([(1.0, params) for _, params in updates])
+        beta = self.hyper.beta
         return mean | {name: (1 - beta) * w.detach() + beta * mean[name] for name, w in learned(self.shared).items()}
 
 
@@ -49,10 +49,10 @@ class PFedMeTrainer(Trainer):
     hyper: PFedMeHyper
     judged_on = "trained"
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
+        super().__init__(model, hyper)
         self.travelling = self.w = copy_of(self.shared)
-        self.kept = self.shared | self.private  # θ: the model's own tensors hold it
+        self.private_state = self.shared | self.private  # θ: the model's own tensors hold it
 
     def set_model_params(self, model_parameters: Params) -> None:
         """Takes over w, and starts the shared part of θ there."""

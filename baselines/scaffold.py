@@ -15,7 +15,6 @@ plain SGD.
 """
 
 import math
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -33,18 +32,20 @@ class ScaffoldHyper(Hyper, frozen=True):
 class ScaffoldAggregator(Aggregator):
     """x and c, moved by the means of what the clients send."""
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
+    hyper: ScaffoldHyper
+
+    def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
+        super().__init__(model, hyper, clients)
         self.travelling = self.shared | {
             f"control.{name}": torch.zeros_like(x) for name, x in learned(self.shared).items()
         }
 
     @torch.no_grad()
-    def aggregate(self, raw_client_model_or_grad_list: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate([(1.0, params) for _, params in raw_client_model_or_grad_list])
-        share = len(raw_client_model_or_grad_list) / self.args.client_num_in_total  # |S| / N
+    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
+        mean = super().aggregate([(1.0, params) for _, params in updates])
+        share = len(updates) / self.clients  # |S| / N
         for name, x in learned(self.shared).items():
-            mean[name] = x + self.args.server_lr * (mean[name] - x)
+            mean[name] = x + self.hyper.server_lr * (mean[name] - x)
             mean[f"control.{name}"] = self.travelling[f"control.{name}"] + share * mean[f"control.{name}"]
         return mean
 
@@ -56,19 +57,19 @@ class ScaffoldTrainer(Trainer):
     aggregator_class = ScaffoldAggregator
     hyper: ScaffoldHyper
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
-        super().__init__(model, args)
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
+        super().__init__(model, hyper)
         self.message, self.own = (  # c on the way down and Δc_i on the way up; c_i
             {f"{whose}control.{name}": torch.zeros_like(x) for name, x in learned(self.shared).items()}
             for whose in ("", "own_")
         )
-        self.travelling, self.kept = self.shared | self.message, self.private | self.own
+        self.travelling, self.private_state = self.shared | self.message, self.private | self.own
         self.differences = self.message.keys()
 
-    def run_epochs(self, train_data: TensorDataset, epochs: int, lr: float) -> None:
+    def run_epochs(self, data: TensorDataset, epochs: int, lr: float) -> None:
         x = copy_of(self.shared)
-        super().run_epochs(train_data, epochs, lr)
-        steps = epochs * math.ceil(len(train_data) / self.hyper.batch_size)  # K
+        super().run_epochs(data, epochs, lr)
+        steps = epochs * math.ceil(len(data) / self.hyper.batch_size)  # K
         with torch.no_grad():
             for name, y in learned(self.shared).items():
                 c, c_i = self.message[f"control.{name}"], self.own[f"own_control.{name}"]

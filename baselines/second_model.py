@@ -3,11 +3,9 @@
 w travels, v stays. Until a client trains, its model holds the w that came; afterwards, what it would use.
 """
 
-from typing import Any
-
 from torch import nn
 
-from baselines.base import Params, Trainer, copy_into, copy_of
+from baselines.base import Hyper, Params, Trainer, copy_into, copy_of
 
 
 class SecondModelTrainer(Trainer):
@@ -15,16 +13,16 @@ class SecondModelTrainer(Trainer):
 
     judged_on = "trained"
 
-    def __init__(self, model: nn.Module, args: Any) -> None:
+    def __init__(self, model: nn.Module, hyper: Hyper) -> None:
         """Raises ValueError where the weights have private parts: v is private as a whole, w shared as a whole."""
-        super().__init__(model, args)
+        super().__init__(model, hyper)
         if self.private:
             raise ValueError(
                 "each client has a private model beside the shared one, which cannot be private in parts; "
                 "take --parameterization dense, fedpara or lowrank"
             )
         self.travelling = self.w = copy_of(self.shared)
-        self.kept = self.v = copy_of(self.shared)
+        self.private_state = self.v = copy_of(self.shared)
 
     def set_model_params(self, model_parameters: Params) -> None:
         super().set_model_params(model_parameters)

@@ -1,4 +1,4 @@
-"""FedPara, pFedPara and the low-rank product they are compared with, as FedML trainers, and any other method on them.
+"""Any method on factored weights: FedPara, pFedPara and the low-rank product that they are compared with.
 
 Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", ICLR 2022.
 
@@ -9,69 +9,62 @@ Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Eff
 No deviation beyond the shared clipping of baselines/base.py.
 """
 
-from functools import cache
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
 from torch import nn
 
 from baselines.base import Hyper, Trainer
-from pfedpara.hadamard import Method
+from pfedpara.hadamard import Method as Factors
 from pfedpara.parameterize import parameterize
 
+FEDAVG_ON = {
+    "pfedpara": "pFedPara: FedAvg on the global half of a Hadamard product; the personal half stays.",
+    "fedpara": "FedPara: FedAvg on the factors of a Hadamard product; one global model.",
+    "lowrank": "Low rank: FedAvg on the factors of X Yᵀ, at FedPara's number of parameters; one global model.",
+}
+"""What FedAvg on each kind of factors is; it goes by the factors' name."""
 
-class FactorHyper(BaseModel, frozen=True):
+
+class FactorHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     gamma: float = Field(0.5, ge=0, le=1, description="γ, from the smallest rank (0) to the largest (1)")
     tanh: bool = Field(False, description="pass the inner products through tanh, the paper's non-linearity")
 
 
-class FactoredHyper(Hyper, FactorHyper, frozen=True):
-    pass
+class Method(NamedTuple):
+    """A method on dense weights, or on factors."""
 
+    trainer: type[Trainer]
+    factors: Factors | None = None
 
-class FedParaTrainer(Trainer):
-    """FedPara: FedAvg on the factors of a Hadamard product; one global model."""
+    @property
+    def parameterization(self) -> str:
+        return self.factors or "dense"
 
-    hyper_class = FactoredHyper
-    hyper: FactoredHyper
-    parameterization: ClassVar[Method] = "fedpara"
+    @property
+    def fields(self) -> dict[str, FieldInfo]:
+        """The hyper-parameters: those of the factors, and the method's."""
+        return (FactorHyper.model_fields if self.factors else {}) | self.trainer.hyper_class.model_fields
 
-    def personalize(self, model: nn.Module) -> None:
-        parameterize(model, self.parameterization, self.hyper.gamma, tanh=self.hyper.tanh)
-        super().personalize(model)
+    def check(self, values: Mapping[str, Any]) -> tuple[FactorHyper, Hyper]:
+        """Returns ``values``, completed by the defaults. Raises pydantic's ValidationError."""
+        own = FactorHyper.model_fields if self.factors else ()
+        factors = FactorHyper(**{name: value for name, value in values.items() if name in own})
+        return factors, self.trainer.hyper_class(**{n: value for n, value in values.items() if n not in own})
 
+    def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns ``values``, checked and completed by the defaults. Raises pydantic's ValidationError."""
+        factors, hyper = self.check(values)
+        return (factors.model_dump() if self.factors else {}) | hyper.model_dump()
 
-class LowRankTrainer(FedParaTrainer):
-    """Low rank: FedAvg on the factors of X Yᵀ, at FedPara's number of parameters; one global model."""
+    def build(self, model: nn.Module, **values: Any) -> Trainer:
+        """Factors the fresh ``model`` in place, with torch's random stream, and returns the method's trainer of it.
 
-    parameterization = "lowrank"
-
-
-class PFedParaTrainer(FedParaTrainer):
-    """pFedPara: FedAvg on the global half of a Hadamard product; the personal half stays."""
-
-    parameterization = "pfedpara"
-    judged_on = "trained"
-
-
-@cache
-def on_factors(method: type[Trainer], parameterization: Method) -> type[Trainer]:
-    """Returns ``method`` on factored weights: a trainer that factors its model and then does as ``method`` does.
-
-    Its hyper-parameters are the method's, and γ and tanh. It is judged as the method says; where that is FedAvg's way,
-    as pFedPara is on personal factors.
-    """
-    factored = next(
-        t for t in (FedParaTrainer, LowRankTrainer, PFedParaTrainer) if t.parameterization == parameterization
-    )
-    says = next(base for base in method.__mro__ if "judged_on" in vars(base))
-    name = f"{method.__name__}On{factored.__name__}"
-    return type(
-        name,
-        (factored, method),
-        {
-            "__doc__": method.__doc__,
-            "hyper_class": create_model(f"{name}Hyper", __base__=(method.hyper_class, FactorHyper)),
-            "judged_on": factored.judged_on if says is Trainer else method.judged_on,
-        },
-    )
+        Raises ValueError where ``values`` are not the method's, or it does not suit the model.
+        """
+        factors, hyper = self.check(values)
+        if self.factors:
+            parameterize(model, self.factors, factors.gamma, tanh=factors.tanh)
+        return self.trainer(model, hyper)

@@ -62,7 +62,7 @@ class Run:
         self.store = open_store(experiment.store, experiment.partition_sha256)
         self.sizes = self.store.sizes("train").tolist()
         self.trainer = build_trainer(settings, self.store)  # trains nobody, but knows the method
-        self.aggregator = self.trainer.aggregator_class(self.trainer.model, self.trainer.args)
+        self.aggregator = self.trainer.make_aggregator(settings.clients)
         self.progress = Progress(started, saved=time.monotonic())
         self.figures = Figures()
         self.traffic = Traffic()
@@ -114,7 +114,7 @@ class Run:
             *range(self.store.clients)
         }:
             raise checkpoint.RefusedError(f"there is no client {min(strangers)}")
-        if record.states.keys() != (set(record.seen) if self.trainer.kept else set()):
+        if record.states.keys() != (set(record.seen) if self.trainer.private_state else set()):
             raise checkpoint.RefusedError(
                 "it has not the private tensors of every client that has trained, and only those"
             )

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from benchmarks.federation.models import MODELS
 from benchmarks.federation.registry import METHODS, find_method
-from benchmarks.federation.settings import Settings, sentence
+from benchmarks.federation.settings import Settings, one_name, sentence
 from data_partitions import check_partition
+from pfedpara.trainer import FEDAVG_ON
 
 TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
 
@@ -79,9 +80,7 @@ def parser() -> argparse.ArgumentParser:
     option("device", metavar="NAME")
     option("histograms", action="store_true")
     for name in HYPER_OPTIONS:
-        meaning = next(
-            m.hyper_class.model_fields[name].description for m in METHODS.values() if name in m.hyper_class.model_fields
-        )
+        meaning = next(m.fields[name].description for m in METHODS.values() if name in m.fields)
         p.add_argument(
             "--" + name.replace("_", "-"),
             metavar="X",
@@ -109,9 +108,10 @@ def hyper_parameters(
     Raises UsageError for a name that none of the chosen methods has, or a value out of its range.
     """
     chosen: dict[str, set[str]] = {}  # names of each method's hyper-parameters, on any of the chosen weights
-    for method, weights in itertools.product(options.algo, options.parameterization):
-        chosen.setdefault(method, set()).update(find_method(method, weights).hyper_class.model_fields)
-    Hyper = find_method(algo, parameterization).hyper_class
+    for asked, weights in itertools.product(options.algo, options.parameterization):
+        for name in (asked, one_name(asked, weights)[0]):
+            chosen.setdefault(name, set()).update(find_method(asked, weights).fields)
+    method, names = find_method(algo, parameterization), ("", algo, one_name(algo, parameterization)[0])
     given = [("", name, value) for name in HYPER_OPTIONS if (value := getattr(options, name)) is not None]
     for item in options.set:
         name, equals, value = item.partition("=")
@@ -123,21 +123,21 @@ def hyper_parameters(
     for owner, field, value in sorted(given, key=lambda choice: bool(choice[0])):  # a method's own choice comes last
         if not any(field in chosen[a] for a in ([owner] if owner else chosen)):
             raise UsageError(f"no hyper-parameter {field!r} in {owner or ', '.join(chosen)} (--algo help lists them)")
-        if owner in ("", algo) and field in Hyper.model_fields:
+        if owner in names and field in method.fields:
             values[field] = value
             left.discard(field)
     try:
-        return Hyper(**values).model_dump(), sorted(left)
+        return method.complete(values), sorted(left)
     except ValidationError as error:
         raise UsageError(f"{algo}: {sentence(error)}") from None
 
 
 def explain_methods() -> str:
     """Returns a line for each method and one for each hyper-parameter that it does not share with FedAvg."""
-    lines, common = [], METHODS["fedavg"].hyper_class.model_fields
-    for name, trainer in METHODS.items():
-        lines.append(f"{name:10} {(trainer.__doc__ or '').splitlines()[0]}")
-        for field, info in trainer.hyper_class.model_fields.items():
+    lines, common = [], METHODS["fedavg"].fields
+    for name, method in METHODS.items():
+        lines.append(f"{name:10} {FEDAVG_ON.get(name) or (method.trainer.__doc__ or '').splitlines()[0]}")
+        for field, info in method.fields.items():
             if name == "fedavg" or field not in common or info.default != common[field].default:
                 lines.append(f"{'':10}   {field:15} {info.description} (default: {info.default})")
     return "\n".join(lines) + "\nEvery method has FedAvg's hyper-parameters as well."
@@ -150,7 +150,9 @@ def load_tuned(dataset: str, model: str) -> dict[str, dict[str, Any]]:
     """
     record = yaml.safe_load(TUNED.read_text()) if TUNED.exists() else {}
     section = record.get(dataset, {}).get(model, {"methods": {}})
-    return {variant: entry["chosen"] for variant, entry in section["methods"].items()}
+    chosen = {variant: entry["chosen"] for variant, entry in section["methods"].items()}
+    earlier = {name: chosen[f"fedavg-{name}"] for name in FEDAVG_ON if f"fedavg-{name}" in chosen}  # its former name
+    return earlier | chosen
 
 
 def settings_of(options: argparse.Namespace) -> list[Settings]:
@@ -175,7 +177,8 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
             raise UsageError(sentence(error)) from None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        hyper, tuned = hyper_parameters(algo, weights, options, chosen.get(settings.variant, chosen.get(algo, {})))
+        values = chosen.get(settings.variant, chosen.get(settings.algo, {}))
+        hyper, tuned = hyper_parameters(algo, weights, options, values)
         found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
         check_partition(settings.dataset, settings.partition, settings.clients)
     return list({settings.directory: settings for settings in found}.values())  # 00 is seed 0, .50 is α 0.5

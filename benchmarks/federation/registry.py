@@ -1,7 +1,5 @@
 """The methods that the harness knows, by the name that ``--algo`` takes, each on the weights that it is asked for."""
 
-from types import SimpleNamespace
-
 import torch
 
 from baselines.apfl import ApflTrainer
@@ -25,54 +23,51 @@ from benchmarks.federation.models import build_model
 from benchmarks.federation.settings import Settings
 from data_partitions import Store
 from pfedpara.streams import stream_state
-from pfedpara.trainer import FedParaTrainer, LowRankTrainer, PFedParaTrainer, on_factors
+from pfedpara.trainer import Method
 
-METHODS: dict[str, type[Trainer]] = {
-    "fedavg": FedAvgTrainer,
-    "local": LocalTrainer,
-    "fedper": FedPerTrainer,
-    "pfedme": PFedMeTrainer,
-    "fedprox": FedProxTrainer,
-    "scaffold": ScaffoldTrainer,
-    "feddyn": FedDynTrainer,
-    "fedavgm": FedAvgMTrainer,
-    "fedadam": FedAdamTrainer,
-    "fedyogi": FedYogiTrainer,
-    "ditto": DittoTrainer,
-    "fedrep": FedRepTrainer,
-    "lg-fedavg": LGFedAvgTrainer,
-    "apfl": ApflTrainer,
-    "fedbabu": FedBabuTrainer,
-    "per-fedavg": PerFedAvgTrainer,
-    "fedbn": FedBNTrainer,
-    "fedavg-ft": FedAvgFtTrainer,
-    "pfedpara": PFedParaTrainer,
-    "fedpara": FedParaTrainer,
-    "lowrank": LowRankTrainer,
+METHODS: dict[str, Method] = {
+    "fedavg": Method(FedAvgTrainer),
+    "local": Method(LocalTrainer),
+    "fedper": Method(FedPerTrainer),
+    "pfedme": Method(PFedMeTrainer),
+    "fedprox": Method(FedProxTrainer),
+    "scaffold": Method(ScaffoldTrainer),
+    "feddyn": Method(FedDynTrainer),
+    "fedavgm": Method(FedAvgMTrainer),
+    "fedadam": Method(FedAdamTrainer),
+    "fedyogi": Method(FedYogiTrainer),
+    "ditto": Method(DittoTrainer),
+    "fedrep": Method(FedRepTrainer),
+    "lg-fedavg": Method(LGFedAvgTrainer),
+    "apfl": Method(ApflTrainer),
+    "fedbabu": Method(FedBabuTrainer),
+    "per-fedavg": Method(PerFedAvgTrainer),
+    "fedbn": Method(FedBNTrainer),
+    "fedavg-ft": Method(FedAvgFtTrainer),
+    "pfedpara": Method(FedAvgTrainer, "pfedpara"),
+    "fedpara": Method(FedAvgTrainer, "fedpara"),
+    "lowrank": Method(FedAvgTrainer, "lowrank"),
 }
 
 
-def find_method(algo: str, parameterization: str | None = None) -> type[Trainer]:
-    """Returns the trainer of ``algo`` on weights of that ``parameterization``, by default the method's own.
+def find_method(algo: str, parameterization: str | None = None) -> Method:
+    """Returns the method of that name on weights of that ``parameterization``, by default its own.
 
-    Raises ValueError where the method itself is another parameterization.
+    Raises ValueError where the name stands for FedAvg on another one.
     """
     method = METHODS[algo]
     if parameterization in (None, method.parameterization):
         return method
-    if method.parameterization != "dense":
+    if method.factors:
         raise ValueError(
             f"--parameterization: {algo} is FedAvg on {method.parameterization} weights; "
             f"take --algo fedavg for {parameterization} ones"
         )
-    return on_factors(method, parameterization)  # type: ignore[arg-type]
+    return method._replace(factors=parameterization)  # type: ignore[arg-type]
 
 
 def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trainer:
     """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
     torch.set_rng_state(stream_state("start", settings.seed))
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std).to(device)
-    args = SimpleNamespace(
-        random_seed=settings.seed, round_idx=0, client_num_in_total=settings.clients, **settings.hyper
-    )
-    return find_method(settings.algo, settings.parameterization)(model, args)
+    return find_method(settings.algo, settings.parameterization).build(model, **settings.hyper)

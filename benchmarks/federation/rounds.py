@@ -113,7 +113,7 @@ def pack_downlink(run: Run, number: int) -> Downlink:
 def aggregate(run: Run, participants: Participants, updates: Updates, downlink: Downlink) -> None:
     """Makes the new global model of the updates that arrived; without any it stays as it is."""
     if arriving := participants.arriving:
-        run.aggregator.start_from(codec.unflatten(downlink.received, run.trainer.travelling))
+        run.aggregator.set_received(codec.unflatten(downlink.received, run.trainer.travelling))
         new = run.aggregator.aggregate([updates[client] for client in arriving])
         if not all(map(all_finite, new.values())):
             run.give_up(None, "the new global model is not finite")

@@ -1,15 +1,22 @@
 """The settings of one experiment, validated; every default of the command line in one place."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.federation.codec import UNQUANTIZED, Format
 from data_partitions.partitioners import parse
+from pfedpara.hadamard import Method as Factors
 
 # What a run does on the way, without any effect on its figures.
 CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "comm_timeout", "histograms"}
+
+
+def one_name(algo: str, parameterization: str | None) -> tuple[str, str]:
+    """Returns a method and its weights, by default its own, as both are called: FedAvg on factors has their name."""
+    weights = parameterization or (algo if algo in get_args(Factors) else "dense")
+    return weights if algo == "fedavg" and weights in get_args(Factors) else algo, weights
 
 
 class Settings(BaseModel):
@@ -86,6 +93,12 @@ class Settings(BaseModel):
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
     tuned: list[str] = Field([], description="those of them that benchmarks/tuned.yaml says")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, values: dict[str, Any]) -> dict[str, Any]:
+        algo, weights = one_name(values.get("algo", cls.model_fields["algo"].default), values.get("parameterization"))
+        return values | {"algo": algo, "parameterization": weights}
 
     @field_validator("dataset")
     @classmethod

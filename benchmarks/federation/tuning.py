@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import optuna
 import yaml
 
-from baselines.base import Hyper
 from benchmarks.federation.options import UsageError
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import Settings
 from benchmarks.terminal import printable
 from data_partitions import DataError, open_store, prepare
+from pfedpara.trainer import Method
 
 PROGRAM = Path(__file__).resolve().parents[1] / "run.py"
 RANDOM_TRIALS = 2  # after the defaults and before the Gaussian process has something to go by
@@ -29,23 +29,23 @@ class Tuning(NamedTuple):
 
     settings: Settings  # of its first run
     weights: str | None  # the parameterization that was asked for; None: the method's own
-    Hyper: type[Hyper]
+    method: Method
     study: optuna.Study
     trials: list[dict[str, Any]]  # the values of each, its score, and whether it diverged
 
 
 def begin(settings: Settings, weights: str | None) -> Tuning:
     """Returns a study of the method that begins with its defaults."""
-    Hyper = find_method(settings.algo, settings.parameterization).hyper_class
+    method = find_method(settings.algo, settings.parameterization)
     sampler = optuna.samplers.GPSampler(seed=0, n_startup_trials=1 + RANDOM_TRIALS)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial({name: Hyper.model_fields[name].default for name in spaces(Hyper)})
-    return Tuning(settings, weights, Hyper, study, [])
+    study.enqueue_trial({name: method.fields[name].default for name in spaces(method)})
+    return Tuning(settings, weights, method, study, [])
 
 
-def spaces(Hyper: type[Hyper]) -> dict[str, dict[str, Any]]:
+def spaces(method: Method) -> dict[str, dict[str, Any]]:
     """Returns low, high and log of each hyper-parameter that is searched."""
-    extras = {name: field.json_schema_extra for name, field in Hyper.model_fields.items()}
+    extras = {name: field.json_schema_extra for name, field in method.fields.items()}
     return {name: extra["search"] for name, extra in extras.items() if isinstance(extra, dict)}  # type: ignore[misc]
 
 
@@ -53,8 +53,8 @@ def propose(tuning: Tuning) -> tuple[optuna.Trial, dict[str, Any]]:
     """Returns the next trial and its values, to three digits."""
     trial = tuning.study.ask()
     values: dict[str, float] = {}
-    for name, space in spaces(tuning.Hyper).items():
-        if tuning.Hyper.model_fields[name].annotation is int:
+    for name, space in spaces(tuning.method).items():
+        if tuning.method.fields[name].annotation is int:
             values[name] = trial.suggest_int(name, **space)
         else:
             values[name] = float(f"{trial.suggest_float(name, **space):.3g}")
@@ -72,7 +72,7 @@ def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argpa
     command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
     command += ["--set"]
     for tuning in tunings:
-        every = tuning.Hyper(**chosen[tuning.settings.variant]).model_dump()  # so that none is from an earlier tuning
+        every = tuning.method.complete(chosen[tuning.settings.variant])  # so that none is from an earlier tuning
         command += [f"{tuning.settings.algo}.{name}={value}" for name, value in every.items()]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise UsageError(f"a trial failed: {shlex.join(command)}")
@@ -99,7 +99,7 @@ def find_tunings(options: argparse.Namespace) -> list[Tuning]:
                 tuning=True,
                 **{name: getattr(options, name) for name in ("dataset", "model", "rounds", "data_dir", "out")},
                 **{"algo": algo, "parameterization": method.parameterization, "partition": partition, "seed": seed},
-                hyper=method.hyper_class().model_dump(),
+                hyper=method.complete({}),
             )
             folder = options.out / "data"
             store = prepare(
@@ -168,7 +168,7 @@ def tune(options: argparse.Namespace) -> None:
     for tuning in tunings:
         best = tuning.trials[tuning.study.best_trial.number]
         methods[tuning.settings.variant] = {
-            "chosen": {name: best[name] for name in spaces(tuning.Hyper)},
+            "chosen": {name: best[name] for name in spaces(tuning.method)},
             "trials": tuning.trials,
         }
     options.record.write_text(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=120))

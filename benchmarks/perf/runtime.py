@@ -114,7 +114,8 @@ def stock_fedml(rounds: int, out: Path) -> None:
     from mpi4py import MPI
     from torch.utils.data import TensorDataset
 
-    from baselines.base import Aggregator, Hyper, Trainer
+    from baselines.base import Aggregator, Hyper
+    from baselines.fedavg import FedAvgTrainer
 
     ends: list[float] = []
 
@@ -135,10 +136,9 @@ def stock_fedml(rounds: int, out: Path) -> None:
         frequency_of_the_test=rounds,
         random_seed=0,
         round_idx=0,
-        **Hyper(lr=LR, epochs=1, batch_size=BATCH, clip_norm=CLIP).model_dump(),
     )
-    trainer = Trainer(model(), args)
-    aggregator = NotingAggregator(trainer.model, args)
+    trainer = FedAvgTrainer(model(), Hyper(lr=LR, epochs=1, batch_size=BATCH, clip_norm=CLIP))
+    aggregator = NotingAggregator(trainer.model, trainer.hyper, CLIENTS)
     data = {c: TensorDataset(*map(torch.from_numpy, digits(c))) for c in range(CLIENTS)}
     sizes = dict.fromkeys(range(CLIENTS), SAMPLES)
 
@@ -221,22 +221,19 @@ def methods() -> dict[str, dict[str, float]]:
     import torch
     from torch.utils.data import TensorDataset
 
+    from baselines.adapter import RoundContext
     from benchmarks.federation.registry import METHODS
 
     data, found = TensorDataset(*map(torch.from_numpy, digits(0))), {}
     for name, method in METHODS.items():
-        args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=CLIENTS)
-        vars(args).update(method.hyper_class(epochs=1, batch_size=BATCH).model_dump())
         try:
-            trainer = method(model(), args)
+            trainer = method.build(model(), epochs=1, batch_size=BATCH)
         except ValueError:  # it needs another model
             continue
-        trainer.set_id(0)
-        trainer.update_dataset(data, data, SAMPLES)
         seconds = []
         for _ in range(5):
             begin = time.perf_counter()
-            trainer.train(data, torch.device("cpu"), args)
+            trainer.fit(data, RoundContext(0, 0, 0))
             seconds.append(time.perf_counter() - begin)
         sent = sum(tensor.numel() * tensor.element_size() for tensor in trainer.get_model_params().values())
         found[name] = {"train": round(statistics.median(seconds), 5), "sent": sent}

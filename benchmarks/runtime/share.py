@@ -13,7 +13,8 @@ from fedml.core.distributed.communication.message import Message
 from safetensors.torch import save
 from torch.utils.data import TensorDataset
 
-from baselines.base import DivergedError, Params, all_finite, evaluate
+from baselines.adapter import RoundContext, evaluate
+from baselines.base import DivergedError, Params, all_finite
 from benchmarks.federation import checkpoint, codec
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.recorder import ClientFigures
@@ -58,12 +59,9 @@ class Share:
         return {Kind.TRAIN: self.train, Kind.EVALUATE: self.evaluate, Kind.MOVE: self.move, Kind.STATE: self.on_state}
 
     def take_up(self, client: int, tensors: torch.Tensor | None) -> None:
-        """Makes the trainer that client's: its data and private tensors, then the shared ones that came."""
-        trainer, data = self.trainer, self.samples(client, "train")
-        trainer.set_id(client)
-        trainer.update_dataset(data, self.samples(client, "test"), len(data))
-        trainer.set_private_state(self.states.get(client, self.fresh_state))
-        trainer.set_model_params(codec.unflatten(tensors, self.travelling))
+        """Makes the trainer that client's: its private tensors, then the shared ones that came."""
+        self.trainer.set_private_state(self.states.get(client, self.fresh_state))
+        self.trainer.set_model_params(codec.unflatten(tensors, self.travelling))
 
     def train(self, message: Message) -> None:
         client, number = message.get("client"), message.get("round")
@@ -74,13 +72,12 @@ class Share:
         if message.get("moves") and client not in self.states:
             self.early[client] = message
             return
-        trainer, args = self.trainer, self.trainer.args
-        args.round_idx = number - 1
+        trainer, context = self.trainer, RoundContext(self.settings.seed, client, number - 1)
         received = codec.unpack(message.get(TENSORS), None, self.travelling, self.settings.quantize_down)
         self.take_up(client, received)
-        data = trainer.local_train_dataset
+        data = self.samples(client, "train")
         try:
-            trainer.train(data, torch.device(self.device), args)
+            trainer.fit(data, context)
             shared = codec.flatten(trainer.get_model_params())
             if not all_finite(shared):
                 raise DivergedError("a parameter that it would send is not finite")
@@ -96,7 +93,7 @@ class Share:
         if state := trainer.get_private_state():
             self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
         self.node.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
-        if trainer.judged_on == "trained" and message.get("judge") and (figures := self.judge(client)):
+        if trainer.judged_on == "trained" and message.get("judge") and (figures := self.judge(context)):
             self.trained[client] = number, figures
         self.node.busy = ""
 
@@ -118,13 +115,14 @@ class Share:
         if client in self.early:
             self.train(self.early.pop(client))
 
-    def judge(self, client: int) -> ClientFigures | None:
-        """Returns the figures of the model that the client would deploy now, or None where it diverged."""
+    def judge(self, context: RoundContext) -> ClientFigures | None:
+        """Returns the figures of the model that the client would deploy in that round, or None where it diverged."""
+        train, *others = (self.samples(context.client, split) for split in ("train", "test", "validation"))
         try:
-            with self.trainer.deployed() as model:
-                test, validation = (evaluate(model, self.samples(client, split)) for split in ("test", "validation"))
+            with self.trainer.deployed(train, context) as model:
+                test, validation = (evaluate(model, data) for data in others)
         except DivergedError as error:
-            self.diverged.append((client, str(error)))
+            self.diverged.append((context.client, str(error)))
             return None
         return ClientFigures(
             accuracy=test["test_correct"] / test["test_total"],
@@ -137,14 +135,14 @@ class Share:
         """Judges every client on the new aggregate, and writes the clients' states where a checkpoint is asked for."""
         received: dict[int, float] = {}
         fresh: dict[int, ClientFigures] = {}
-        self.trainer.args.round_idx = message.get("round") - 1  # at the rate and with the shuffles of this round
         untrained = set(message.get("untrained"))
         for client in message.get("clients"):
             self.node.busy = f"client {client}, evaluation after round {message.get('round')}"
             self.take_up(client, message.get(TENSORS))
             plain = evaluate(self.trainer.model, self.samples(client, "test"))
             received[client] = plain["test_correct"] / plain["test_total"]
-            if client in untrained and (figures := self.judge(client)):
+            context = RoundContext(self.settings.seed, client, message.get("round") - 1)
+            if client in untrained and (figures := self.judge(context)):
                 fresh[client] = figures
         if folder := message.get("checkpoint"):
             for client, state in self.states.items():

@@ -28,15 +28,15 @@ def test_a_diverged_run_is_recorded_and_the_next_method_goes_on(tmp_path: Path) 
 BREAK = """
 import time
 from pathlib import Path
-from pfedpara.trainer import PFedParaTrainer
+from baselines.fedavg import FedAvgTrainer
 
-train = PFedParaTrainer.train
-def broken(self, *args):
-    if (self.id, self.args.round_idx) == (3, 1):
+fit = FedAvgTrainer.fit
+def broken(self, data, context):
+    if (context.client, context.round) == (3, 1):
         Path("{mark}").write_text(str(time.monotonic()))
         raise RuntimeError("a wheel came off")
-    return train(self, *args)
-PFedParaTrainer.train = broken
+    return fit(self, data, context)
+FedAvgTrainer.fit = broken
 """
 """Client 3 fails in round 2."""
 

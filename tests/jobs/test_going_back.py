@@ -30,7 +30,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     out = tmp_path_factory.mktemp("begun")
     settings = Settings(
         **{"algo": "pfedme", "clients": CLIENTS, "clients_per_round": CLIENTS, "rounds": ROUNDS, "out": out},
-        hyper=find_method("pfedme").hyper_class().model_dump(),
+        hyper=find_method("pfedme").complete({}),
     )
     store = prepare(settings.dataset, settings.data_dir, settings.partition, CLIENTS, 0, out / "data", 0.1)
     with open_store(store) as opened:

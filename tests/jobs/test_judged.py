@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Params, Trainer
 from benchmarks.federation.options import parser, settings_of
 from benchmarks.federation.participation import sample_clients
@@ -52,7 +53,7 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
     (settings,) = (s for s in settings_of(parser().parse_args([*OPTIONS, "--out", str(job)])) if s.algo == algo)
     store = open_store(next((job / "data").rglob(f"*clients{CLIENTS}*.h5")))
     trainer, server = build_trainer(settings, store), build_trainer(settings, store)
-    aggregator = server.aggregator_class(server.model, server.args)
+    aggregator = server.make_aggregator(CLIENTS)
     fresh = trainer.get_private_state()
     states: dict[int, Params] = {}
     last: dict[int, nn.Module] = {}  # the model that each client trained last
@@ -61,8 +62,6 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
         return TensorDataset(*map(torch.from_numpy, store.samples(client, split)))
 
     def take_up(client: int) -> Trainer:
-        trainer.set_id(client)
-        trainer.update_dataset(data(client, "train"), data(client, "test"), 0)
         trainer.set_private_state(states.get(client, fresh))
         trainer.set_model_params(aggregator.get_model_params())
         return trainer
@@ -74,15 +73,15 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
         if algo in ("fedavg-ft", "fedbabu"):
             fine_tune(model, data(client, "train"), client, number)
         elif algo == "per-fedavg":
-            with trainer.deployed() as adapted:
+            with trainer.deployed(data(client, "train"), RoundContext(0, client, number)) as adapted:
                 model = deepcopy(adapted)
         return model
 
     expected: list[tuple[int, int, float, float]] = []
     for number in range(ROUNDS):
-        trainer.args.round_idx, updates = number, []
+        updates = []
         for client in sample_clients(0, number + 1, CLIENTS, PER_ROUND):
-            take_up(client).train(data(client, "train"), torch.device("cpu"), trainer.args)
+            take_up(client).fit(data(client, "train"), RoundContext(0, client, number))
             states[client], last[client] = trainer.get_private_state(), deepcopy(trainer.model)
             updates.append((float(len(data(client, "train"))), trainer.get_model_params()))
         aggregator.set_model_params(aggregator.aggregate(updates))

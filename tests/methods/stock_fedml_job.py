@@ -39,12 +39,10 @@ def client_data(client: int) -> TensorDataset:
 
 def build(algo: str) -> tuple[Trainer, Aggregator]:
     """Returns the method's trainer and aggregator on a small model that depends on nothing but ``algo``."""
-    method = METHODS[algo]
     torch.manual_seed(0)
-    hyper = method.hyper_class(epochs=1, batch_size=8).model_dump()
-    args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=CLIENTS, **hyper)
-    trainer = method(nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)), args)
-    return trainer, method.aggregator_class(trainer.model, args)
+    model = nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+    trainer = METHODS[algo].build(model, epochs=1, batch_size=8)
+    return trainer, trainer.make_aggregator(CLIENTS)
 
 
 def main() -> None:
@@ -53,8 +51,10 @@ def main() -> None:
     logging.disable()
     torch.set_num_threads(1)
     trainer, aggregator = build(sys.argv[1])
-    args = trainer.args
-    vars(args).update(
+    args = SimpleNamespace(
+        random_seed=0,
+        round_idx=0,
+        client_num_in_total=CLIENTS,
         comm_round=ROUNDS,
         client_num_per_round=CLIENTS,
         backend="MPI",

@@ -1,7 +1,6 @@
 """The methods on numbers worked out by hand or by a few lines of NumPy, in float64."""
 
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,20 +10,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.base import Aggregator, DivergedError, Trainer, evaluate
+from baselines.adapter import RoundContext, evaluate
+from baselines.base import Aggregator, DivergedError, Hyper, Trainer
 from baselines.fedavg import FedAvgTrainer
 from baselines.fedper import FedPerTrainer
 from baselines.local import LocalTrainer
-from baselines.pfedme import PFedMeAggregator, PFedMeTrainer
+from baselines.pfedme import PFedMeAggregator, PFedMeHyper, PFedMeTrainer
 from benchmarks.federation.registry import METHODS
 from pfedpara.sharing import keep_private, split_parameters
 from pfedpara.streams import stream_state
+from pfedpara.trainer import Method
 
-CPU = torch.device("cpu")
-
-
-def args(**hyper: Any) -> SimpleNamespace:
-    return SimpleNamespace(random_seed=0, round_idx=0, **hyper)
+FIRST = RoundContext(seed=0, client=0, round=0)
 
 
 def linear() -> nn.Linear:
@@ -42,7 +39,7 @@ def network(norm: bool = False) -> nn.Sequential:
 
 
 def trainer_of(algo: str) -> Trainer:
-    return METHODS[algo](network(norm=algo == "fedbn"), args(epochs=1))
+    return METHODS[algo].build(network(norm=algo == "fedbn"), epochs=1)
 
 
 ONE = TensorDataset(torch.tensor([[1.0, 2.0]], dtype=torch.float64), torch.tensor([0]))
@@ -59,35 +56,34 @@ def softmax_gradient(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, 
 
 
 def test_one_step_of_sgd_by_hand() -> None:
-    trainer = FedAvgTrainer(linear(), args(lr=0.2, epochs=1, clip_norm=0.0))
-    trainer.train(ONE, CPU, trainer.args)
+    trainer = Method(FedAvgTrainer).build(linear(), lr=0.2, epochs=1, clip_norm=0.0)
+    trainer.fit(ONE, FIRST)
     params = trainer.get_model_params()
     np.testing.assert_allclose(params["weight"], -0.2 * GRADIENT, atol=1e-12)
     np.testing.assert_allclose(params["bias"], [0.1, -0.1], atol=1e-12)
 
 
 def test_learning_rate_decays_by_round() -> None:
-    trainer = FedAvgTrainer(linear(), args(lr=0.2, lr_decay=0.5, epochs=1, clip_norm=0.0))
-    trainer.args.round_idx = 2
-    trainer.train(ONE, CPU, trainer.args)
+    trainer = Method(FedAvgTrainer).build(linear(), lr=0.2, lr_decay=0.5, epochs=1, clip_norm=0.0)
+    trainer.fit(ONE, FIRST._replace(round=2))
     np.testing.assert_allclose(trainer.get_model_params()["bias"], [0.025, -0.025], atol=1e-12)
 
 
 def test_clipping_scales_the_whole_gradient_to_the_norm() -> None:
     # ‖(weight, bias)‖² = 2·(1/4 + 1) + 2·1/4 = 3
-    trainer = FedAvgTrainer(linear(), args(lr=1.0, epochs=1, clip_norm=0.3))
-    trainer.train(ONE, CPU, trainer.args)
+    trainer = Method(FedAvgTrainer).build(linear(), lr=1.0, epochs=1, clip_norm=0.3)
+    trainer.fit(ONE, FIRST)
     np.testing.assert_allclose(trainer.get_model_params()["weight"], -GRADIENT * 0.3 / np.sqrt(3), atol=1e-12)
 
 
 def test_clipping_leaves_small_gradients_alone() -> None:
-    trainer = FedAvgTrainer(linear(), args(lr=1.0, epochs=1, clip_norm=2.0))
-    trainer.train(ONE, CPU, trainer.args)
+    trainer = Method(FedAvgTrainer).build(linear(), lr=1.0, epochs=1, clip_norm=2.0)
+    trainer.fit(ONE, FIRST)
     np.testing.assert_allclose(trainer.get_model_params()["weight"], -GRADIENT, atol=1e-12)
 
 
 def test_aggregation_weighs_by_samples() -> None:
-    aggregator = Aggregator(linear(), args())
+    aggregator = Aggregator(linear(), Hyper(), clients=2)
     mean = aggregator.aggregate([(1, full(1.0)), (3, full(5.0))])
     np.testing.assert_allclose(mean["weight"], np.full((2, 2), 4.0))
 
@@ -100,7 +96,7 @@ def full(value: float) -> dict[str, Tensor]:
 
 
 def test_pfedme_server_mixes_the_plain_mean_by_beta() -> None:
-    aggregator = PFedMeAggregator(linear(), args(beta=0.25))
+    aggregator = PFedMeAggregator(linear(), PFedMeHyper(beta=0.25), clients=2)
     aggregator.set_model_params(full(8.0))
     mixed = aggregator.aggregate([(1, full(1.0)), (3, full(5.0))])
     np.testing.assert_allclose(mixed["bias"], [0.75 * 8 + 0.25 * 3] * 2)
@@ -109,10 +105,10 @@ def test_pfedme_server_mixes_the_plain_mean_by_beta() -> None:
 def test_pfedme_follows_algorithm_1() -> None:
     """Two batches of one sample, three inner steps each, against a transcription in NumPy."""
     hyper = {"lr": 0.05, "personal_lr": 0.1, "lam": 4.0, "steps": 3, "beta": 1.0, "epochs": 2, "clip_norm": 0.0}
-    trainer = PFedMeTrainer(linear(), args(**hyper))
+    trainer = Method(PFedMeTrainer).build(linear(), **hyper)
     start = {"weight": torch.tensor([[0.3, -0.2], [0.1, 0.4]], dtype=torch.float64), "bias": full(0.5)["bias"]}
     trainer.set_model_params(start)
-    trainer.train(ONE, CPU, trainer.args)
+    trainer.fit(ONE, FIRST)
 
     w = [start["weight"].numpy().copy(), start["bias"].numpy().copy()]
     theta = [tensor.copy() for tensor in w]
@@ -130,32 +126,33 @@ def test_pfedme_follows_algorithm_1() -> None:
 
 
 def test_pfedme_is_judged_on_theta() -> None:
-    trainer = PFedMeTrainer(linear(), args(lr=0.05, personal_lr=0.1, epochs=1))
-    trainer.train(ONE, CPU, trainer.args)
+    trainer = Method(PFedMeTrainer).build(linear(), lr=0.05, personal_lr=0.1, epochs=1)
+    trainer.fit(ONE, FIRST)
     theta = linear()
     theta.load_state_dict(trainer.get_private_state())
-    assert trainer.test(ONE, CPU, trainer.args) == evaluate(theta, ONE)
+    with trainer.deployed(ONE, FIRST) as model:
+        assert evaluate(model, ONE) == evaluate(theta, ONE)
 
 
 def test_fedper_keeps_the_last_layers() -> None:
-    trainer = FedPerTrainer(network(), args())
+    trainer = Method(FedPerTrainer).build(network())
     assert sum(tensor.numel() for tensor in trainer.get_model_params().values()) == 784 * 256 + 256
     assert set(trainer.get_private_state()) == {"2.weight", "2.bias"}
 
 
 def test_fedper_needs_a_layer_to_share() -> None:
     with pytest.raises(ValueError, match="private_layers must be below the model's 2 layers, got 2"):
-        FedPerTrainer(network(), args(private_layers=2))
+        Method(FedPerTrainer).build(network(), private_layers=2)
 
 
 def test_local_shares_nothing() -> None:
-    trainer = LocalTrainer(network(), args())
+    trainer = Method(LocalTrainer).build(network())
     assert trainer.get_model_params() == {}
-    assert trainer.aggregator_class(trainer.model, trainer.args).aggregate([(3, {}), (4, {})]) == {}
+    assert trainer.make_aggregator(2).aggregate([(3, {}), (4, {})]) == {}
 
 
 def test_pfedpara_sends_a_third() -> None:
-    trainer = METHODS["pfedpara"](network(), args(gamma=0.5))
+    trainer = METHODS["pfedpara"].build(network(), gamma=0.5)
     assert sum(tensor.numel() for tensor in trainer.get_model_params().values()) == 59_304 + 266
 
 
@@ -167,11 +164,11 @@ def digits(n: int = 70) -> TensorDataset:
 @pytest.mark.parametrize("algo", METHODS)
 def test_evaluation_has_no_side_effects(algo: str) -> None:
     trainer, data = trainer_of(algo), digits()
-    trainer.update_dataset(data, data, len(data))
-    trainer.train(data, CPU, trainer.args)
+    trainer.fit(data, FIRST)
     before = trainer.get_model_params(), trainer.get_private_state()
     stream = torch.get_rng_state()
-    trainer.test(data, CPU, trainer.args)
+    with trainer.deployed(data, FIRST) as model:
+        evaluate(model, data)
     after = trainer.get_model_params(), trainer.get_private_state()
     assert all(torch.equal(a[name], b[name]) for a, b in zip(before, after, strict=True) for name in a)
     assert torch.equal(stream, torch.get_rng_state())
@@ -185,10 +182,9 @@ def test_training_depends_on_seed_client_and_round_alone(algo: str) -> None:
     start, state = trainer.get_model_params(), trainer.get_private_state()
 
     def train(client: int) -> Tensor:
-        trainer.set_id(client)
         trainer.set_private_state(state)
         trainer.set_model_params(start)
-        trainer.train(digits(), CPU, trainer.args)
+        trainer.fit(digits(), FIRST._replace(client=client))
         both = trainer.get_model_params() | trainer.get_private_state()
         return torch.cat([tensor.flatten() for tensor in both.values()])
 
@@ -203,29 +199,40 @@ def test_params_and_state_are_copies(algo: str) -> None:
     trainer = trainer_of(algo)
     taken = trainer.get_model_params() | trainer.get_private_state()
     kept = {name: tensor.clone() for name, tensor in taken.items()}
-    trainer.train(digits(), CPU, trainer.args)
+    trainer.fit(digits(), FIRST)
     assert all(torch.equal(taken[name], kept[name]) for name in kept)
 
 
 def test_a_clients_stream_follows_from_purpose_seed_client_and_round() -> None:
-    first = {}
-    for purpose, *key in product(("training", "deployment"), range(2), range(3), range(3)):
-        trainer = trainer_of("fedavg")
-        trainer.id, (trainer.args.random_seed, trainer.args.round_idx) = key[1], (key[0], key[2])
-        trainer.begin_stream(purpose, trainer.args)
-        assert torch.equal(torch.get_rng_state(), stream_state(purpose, *key))
-        first[purpose, *key] = torch.rand(()).item()
-    assert len(set(first.values())) == len(first) == 2 * 2 * 3 * 3
+    found = {}
+
+    class Noting(FedAvgTrainer):
+        def run_epochs(self, *args: Any) -> None:
+            found["training"] = torch.get_rng_state()
+
+        def deploy(self, *args: Any) -> None:
+            found["deployment"] = torch.get_rng_state()
+
+    trainer, drawn = Noting(linear(), Hyper()), set()
+    for seed, client, number in product(range(2), range(3), range(3)):
+        context = RoundContext(seed, client, number)
+        trainer.fit(ONE, context)
+        with trainer.deployed(ONE, context):
+            pass
+        for purpose, state in found.items():
+            assert torch.equal(state, stream_state(purpose, seed, client, number))
+            drawn.add(bytes(state.numpy()))
+    assert len(drawn) == 2 * 2 * 3 * 3
 
 
 def test_divergence_is_told_with_the_learning_rate() -> None:
-    trainer = FedAvgTrainer(network(), args(lr=1e30, clip_norm=0.0, epochs=2))
+    trainer = Method(FedAvgTrainer).build(network(), lr=1e30, clip_norm=0.0, epochs=2)
     with pytest.raises(DivergedError, match="learning rate 1e"):
-        trainer.train(digits(), CPU, trainer.args)
+        trainer.fit(digits(), FIRST)
 
 
 def test_wrong_tensors_are_refused() -> None:
-    trainer = FedAvgTrainer(linear(), args())
+    trainer = Method(FedAvgTrainer).build(linear())
     with pytest.raises(ValueError, match="expected the tensors"):
         trainer.set_model_params({"weight": torch.zeros(2, 2)})
     with pytest.raises(ValueError, match=r"weight: expected shape \(2, 2\), got \(3, 2\)"):
@@ -256,7 +263,7 @@ def test_wrong_tensors_are_refused() -> None:
 )
 def test_hyper_parameters_are_checked(algo: str, hyper: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        METHODS[algo].hyper_class(**hyper)
+        METHODS[algo].check(hyper)
 
 
 def test_split_follows_the_declaration() -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.base import Aggregator, Params, Trainer
-from baselines.fedopt import FedAdamAggregator, FedAvgMAggregator, FedYogiAggregator
+from baselines.adapter import RoundContext
+from baselines.base import Params, Trainer
+from baselines.fedopt import FedAdamAggregator, FedAdamHyper, FedYogiAggregator
 from benchmarks.federation.registry import find_method
 from pfedpara.parameterize import split_parameters
 from pfedpara.streams import stream_state
@@ -38,16 +38,13 @@ def data(client: int) -> TensorDataset:
 def build(algo: str, weights: str, **hyper: Any) -> Trainer:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3)).double()
-    method = find_method(algo, weights)
-    args = SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=len(SIZES))
-    vars(args).update(method.hyper_class(**COMMON | hyper).model_dump())
-    return method(model, args)
+    return find_method(algo, weights).build(model, **COMMON | hyper)
 
 
 class Outcome(NamedTuple):
     sent: Params  # what the server would send next
-    kept: Params  # what it keeps beside that
-    states: list[Params]  # what each client keeps
+    server_state: Params
+    private_states: list[Params]  # of each client
 
 
 def federate(
@@ -60,19 +57,17 @@ def federate(
     """Runs our method. A server made afresh for each round shows that its state, like a client's, is whole."""
     trainer = build(algo, weights, **hyper)
     states = [trainer.get_private_state()] * len(SIZES)
-    server: Aggregator = trainer.aggregator_class(build(algo, weights, **hyper).model, trainer.args)
+    server = build(algo, weights, **hyper).make_aggregator(len(SIZES))
     for number, chosen in enumerate(rounds):
-        trainer.args.round_idx = number
         updates: list[tuple[float, Params]] = []
         for client in chosen:
-            trainer.set_id(client)
             trainer.set_private_state(states[client])
             trainer.set_model_params(server.get_model_params())
-            trainer.train(samples(client), torch.device("cpu"), trainer.args)
+            trainer.fit(samples(client), RoundContext(0, client, number))
             states[client] = trainer.get_private_state()
             updates.append((len(samples(client)), trainer.get_model_params()))
         server.set_model_params(server.aggregate(updates))
-        before, server = server, trainer.aggregator_class(build(algo, weights, **hyper).model, trainer.args)
+        before, server = server, build(algo, weights, **hyper).make_aggregator(len(SIZES))
         server.set_model_params(before.get_model_params())
         server.set_server_state(before.get_server_state())
     return Outcome(server.get_model_params(), server.get_server_state(), states)
@@ -151,7 +146,7 @@ def scaffold(problem: Problem, outcome: Outcome, server_lr: float) -> Vector:
             own[i] = plus
         x, c = x + server_lr * np.mean(dy, axis=0), c + len(chosen) / len(SIZES) * np.mean(dc, axis=0)
     np.testing.assert_allclose(problem.vector(outcome.sent, "control."), c, atol=1e-10)
-    for i, state in enumerate(outcome.states):
+    for i, state in enumerate(outcome.private_states):
         np.testing.assert_allclose(problem.vector(state, "own_control."), own[i], atol=1e-10)
     return x
 
@@ -166,8 +161,8 @@ def feddyn(problem: Problem, outcome: Outcome, alpha: float) -> Vector:
             memory[k] = memory[k] - alpha * (local[k] - theta)
         h = h - alpha / len(SIZES) * sum(v - theta for v in local.values())
         theta = sum(local.values()) / len(chosen) - h / alpha
-    np.testing.assert_allclose(problem.vector(outcome.kept), h, atol=1e-10)
-    for k, state in enumerate(outcome.states):
+    np.testing.assert_allclose(problem.vector(outcome.server_state), h, atol=1e-10)
+    for k, state in enumerate(outcome.private_states):
         np.testing.assert_allclose(problem.vector(state, "memory."), memory[k], atol=1e-10)
     return theta
 
@@ -190,7 +185,7 @@ def adaptive(
         yogis = v - (1 - beta2) * delta**2 * np.sign(v - delta**2)
         v = yogis if yogi else beta2 * v + (1 - beta2) * delta**2
         x = x + server_lr * m / (np.sqrt(v) + tau)
-    np.testing.assert_allclose(problem.vector(outcome.kept, "v."), v, atol=1e-10)
+    np.testing.assert_allclose(problem.vector(outcome.server_state, "v."), v, atol=1e-10)
     return x
 
 
@@ -216,7 +211,7 @@ def pfedme(problem: Problem, outcome: Outcome, personal_lr: float, lam: float, s
                 own = own - LR * lam * (own - theta[i])
             local.append(own)
         w = (1 - beta) * w + beta * np.mean(local, axis=0)
-    for i, state in enumerate(outcome.states):
+    for i, state in enumerate(outcome.private_states):
         np.testing.assert_allclose(problem.vector(state), theta[i], atol=1e-10)
     return w
 
@@ -243,7 +238,7 @@ def test_three_rounds_of_three_among_four_clients(
     np.testing.assert_allclose(problem.vector(outcome.sent), expected, atol=1e-10)
     assert np.abs(expected - problem.w).max() > 0.01  # it did move
     assert (weights == "pfedpara") == bool(problem.private)
-    for client, state in enumerate(outcome.states):
+    for client, state in enumerate(outcome.private_states):
         np.testing.assert_allclose(problem.vector(state, private=True), problem.p[client], atol=1e-10)
 
 
@@ -252,7 +247,7 @@ def test_three_rounds_of_three_among_four_clients(
 
 def assert_same(one: Outcome, other: Outcome, atol: float) -> None:
     """Shared and private parameters are the same, but for ``atol``; the states that only one method has are not."""
-    for ours, theirs in zip((one.sent, *one.states), (other.sent, *other.states), strict=True):
+    for ours, theirs in zip((one.sent, *one.private_states), (other.sent, *other.private_states), strict=True):
         assert theirs.keys() <= ours.keys()
         for name, tensor in theirs.items():
             torch.testing.assert_close(ours[name], tensor, rtol=0, atol=atol)
@@ -299,13 +294,13 @@ def test_feddyn_s_limit_is_fedavg_s_clients_and_a_server_that_repeats_all_moves(
         (FedYogiAggregator, [0.16 - 0.25 * 0.09, 0.16 + 0.25 * 0.25]),  # Δ² below τ² lowers v, above raises it
     ],
 )
-def test_the_first_step_in_closed_form(Aggregator: type[FedAvgMAggregator], second_moment: list[float]) -> None:
+def test_the_first_step_in_closed_form(Aggregator: type[FedAdamAggregator], second_moment: list[float]) -> None:
     """Without bias correction: η (1 − β1) Δ / (√v + τ), from Δ = 0.3 and −0.5, τ = 0.4, β2 = 0.75."""
     model = nn.Linear(2, 1, bias=False).double()
     nn.init.ones_(model.weight)
-    args = SimpleNamespace(server_lr=2.0, beta1=0.9, beta2=0.75, tau=0.4)
+    hyper = FedAdamHyper(server_lr=2.0, beta1=0.9, beta2=0.75, tau=0.4)
     clients = [torch.tensor([[1.1, 0.2]], dtype=torch.float64), torch.tensor([[1.5, 0.8]], dtype=torch.float64)]
-    found = Aggregator(model, args).aggregate([(1, {"weight": clients[0]}), (1, {"weight": clients[1]})])
+    found = Aggregator(model, hyper, 2).aggregate([(1, {"weight": clients[0]}), (1, {"weight": clients[1]})])
     step = 2.0 * 0.1 * np.array([0.3, -0.5]) / (np.sqrt(second_moment) + 0.4)
     np.testing.assert_allclose(found["weight"][0], 1 + step, atol=1e-12)
 

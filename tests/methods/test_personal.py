@@ -4,7 +4,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext, evaluate
 from baselines.base import Trainer, copy_of
 from benchmarks.federation.registry import METHODS, find_method
 from pfedpara.parameterize import parameterize
@@ -21,7 +21,6 @@ from pfedpara.streams import stream_state
 from tests.support import directory, refusal, run, same_findings
 
 torch.set_num_threads(1)
-CPU = torch.device("cpu")
 NEW = ("ditto", "fedrep", "lg-fedavg", "apfl", "fedbabu", "per-fedavg", "fedbn", "fedavg-ft")
 SIZES, BATCH, EPOCHS, LR, ROUNDS = (10, 12, 14), 4, 2, 0.3, 2
 Vector = np.ndarray
@@ -45,7 +44,7 @@ def samples(client: int) -> TensorDataset:
 
 def build(algo: str, norm: type[nn.Module] | None = None, **hyper: Any) -> Trainer:
     chosen = {"lr": LR, "epochs": EPOCHS, "batch_size": BATCH, "clip_norm": 0.0} | hyper
-    return METHODS[algo](network(norm), SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=3, **chosen))
+    return METHODS[algo].build(network(norm), **chosen)
 
 
 def flat(model: nn.Module) -> Vector:
@@ -57,28 +56,27 @@ def flat(model: nn.Module) -> Vector:
 def federate(algo: str, norm: type[nn.Module] | None = None, **hyper: Any) -> tuple[Vector, list[Vector]]:
     """Runs ROUNDS rounds. Returns the server's model, and the one that each client is judged on."""
     trainer, server = build(algo, norm, **hyper), build(algo, norm, **hyper)
-    aggregator = server.aggregator_class(server.model, server.args)
+    aggregator = server.make_aggregator(3)
     states = [trainer.get_private_state()] * 3
 
     def take_up(client: int) -> None:
-        trainer.set_id(client)
-        trainer.update_dataset(samples(client), samples(client), SIZES[client])
         trainer.set_private_state(states[client])
         trainer.set_model_params(aggregator.get_model_params())
 
-    for trainer.args.round_idx in range(ROUNDS):
+    for number in range(ROUNDS):
         updates, judged = [], []
         for client in range(3):
             take_up(client)
-            trainer.train(samples(client), CPU, trainer.args)
+            context = RoundContext(0, client, number)
+            trainer.fit(samples(client), context)
             states[client] = trainer.get_private_state()
             updates.append((SIZES[client], trainer.get_model_params()))
-            with trainer.deployed() as model:
+            with trainer.deployed(samples(client), context) as model:
                 judged.append(flat(model))
         aggregator.set_model_params(aggregator.aggregate(updates))
     for client in range(3) if trainer.judged_on == "received" else ():
         take_up(client)
-        with trainer.deployed() as model:
+        with trainer.deployed(samples(client), RoundContext(0, client, ROUNDS - 1)) as model:
             judged[client] = flat(model)
     return flat(server.model), judged
 
@@ -294,14 +292,13 @@ def test_statistics_stay_with_fedbn_and_are_averaged_by_fedavg(algo: str) -> Non
 
 @pytest.mark.parametrize("algo", ["fedprox", "scaffold", "feddyn", "fedavgm", "fedadam", "fedyogi", "pfedme", "ditto"])
 def test_no_optimizer_acts_on_statistics(algo: str) -> None:
-    hyper = METHODS[algo].hyper_class(lr=0.05, batch_size=BATCH).model_dump() | {"beta": 0.5}  # pFedMe's mixture
+    hyper = {"lr": 0.05, "batch_size": BATCH} | ({"beta": 0.5} if algo == "pfedme" else {})  # its mixture
     trainer, server = (build(algo, nn.BatchNorm1d, **hyper) for _ in range(2))
-    aggregator = server.aggregator_class(server.model, server.args)
+    aggregator = server.make_aggregator(3)
     updates = []
     for client in range(3):
-        trainer.set_id(client)
         trainer.set_model_params(aggregator.get_model_params())
-        trainer.train(samples(client), CPU, trainer.args)
+        trainer.fit(samples(client), RoundContext(0, client, 0))
         updates.append((1.0, trainer.get_model_params()))
     new = aggregator.aggregate(updates)
     start = network(nn.BatchNorm1d).state_dict()
@@ -313,9 +310,8 @@ def test_no_optimizer_acts_on_statistics(algo: str) -> None:
 
 def test_what_a_client_deploys_leaves_its_statistics_alone() -> None:
     trainer = build("fedavg-ft", nn.BatchNorm1d)
-    trainer.update_dataset(samples(0), samples(0), SIZES[0])
     before = flat(trainer.model)
-    with trainer.deployed() as model:
+    with trainer.deployed(samples(0), RoundContext(0, 0, 0)) as model:
         assert np.abs(flat(model) - before)[-8:].min() > 1e-3
     np.testing.assert_array_equal(flat(trainer.model), before)
 
@@ -398,37 +394,38 @@ def test_a_factored_layer_is_one_layer_with_all_its_factors(weights: str) -> Non
     ("algo", "private"), [("fedper", "3."), ("fedrep", "3."), ("fedbabu", "3."), ("lg-fedavg", "0.")]
 )
 def test_whole_layers_stay(algo: str, private: str, weights: str) -> None:
-    trainer = find_method(algo, weights)(deep(), SimpleNamespace(random_seed=0, round_idx=0))
+    trainer = find_method(algo, weights).build(deep())
     assert not [name for name in trainer.get_model_params() if name.startswith(private)]
     others = [name for name in trainer.get_private_state() if not name.startswith(private)]
     assert bool(others) == (weights == "pfedpara")
-    args = SimpleNamespace(random_seed=0, round_idx=0, private_layers=3)
     with pytest.raises(ValueError, match="private_layers must be below the model's 3 layers, got 3"):
-        find_method(algo, weights)(deep(), args)
+        find_method(algo, weights).build(deep(), private_layers=3)
 
 
 def test_fedper_keeps_as_many_layers_as_asked_for() -> None:
-    args = SimpleNamespace(random_seed=0, round_idx=0, private_layers=2)
-    assert list(METHODS["fedper"](deep(), args).get_model_params()) == ["0.weight", "0.bias"]
+    assert list(METHODS["fedper"].build(deep(), private_layers=2).get_model_params()) == ["0.weight", "0.bias"]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("algo", NEW)
 def test_every_method_trains_on_every_weight_or_says_why_not(algo: str, weights: str) -> None:
-    args = SimpleNamespace(random_seed=0, round_idx=0, batch_size=8, epochs=2, lr=0.05)
-    method = find_method(algo, weights)
+    method, hyper = find_method(algo, weights), {"batch_size": 8, "epochs": 2, "lr": 0.05}
     if weights == "pfedpara" and algo in ("ditto", "apfl"):
         with pytest.raises(ValueError, match="cannot be private in parts; take --parameterization dense, fedpara"):
-            method(deep(), args)
+            method.build(deep(), **hyper)
         return
-    trainer = method(deep(norm=algo == "fedbn"), args)
-    x, y = torch.randn(40, 24), torch.arange(40) % 24
-    trainer.update_dataset(TensorDataset(x, y), TensorDataset(x, y), 40)
+    trainer = method.build(deep(norm=algo == "fedbn"), **hyper)
+    data = TensorDataset(torch.randn(40, 24), torch.arange(40) % 24)
+
+    def loss(number: int) -> float:
+        with trainer.deployed(data, RoundContext(0, 0, number)) as model:
+            return evaluate(model, data)["test_loss"]
+
     sent, kept = trainer.get_model_params(), trainer.get_private_state()
-    before = trainer.test(trainer.local_train_dataset, CPU, args)["test_loss"]
-    for args.round_idx in range(3):
-        trainer.train(trainer.local_train_dataset, CPU, args)
-    assert trainer.test(trainer.local_train_dataset, CPU, args)["test_loss"] < before
+    before = loss(0)
+    for number in range(3):
+        trainer.fit(data, RoundContext(0, 0, number))
+    assert loss(2) < before
     now = trainer.get_model_params() | trainer.get_private_state()
     still = {name for name, tensor in (sent | kept).items() if torch.equal(tensor, now[name])}
     if algo == "fedbabu":
@@ -447,7 +444,7 @@ def test_per_fedavg_needs_several_batches(variant: str, least: int) -> None:
     with pytest.raises(ValueError, match=f"hence at least {least} at batch size 32"):
         trainer.check_client(least - 1)
     with pytest.raises(ValueError, match=f"a client has 10 training samples, but a step of {variant} takes"):
-        trainer.train(samples(0), CPU, trainer.args)
+        trainer.fit(samples(0), RoundContext(0, 0, 0))
 
 
 def test_methods_that_a_model_does_not_suit() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from baselines.adapter import RoundContext
 from benchmarks.federation.registry import METHODS
 from tests.methods.stock_fedml_job import CLIENTS, ROUNDS, build, client_data
 
@@ -19,13 +20,11 @@ def one_process(algo: str) -> dict[str, torch.Tensor]:
     trainer, (_, aggregator) = build(algo)[0], build(algo)  # each with a model of its own
     states = dict.fromkeys(range(CLIENTS), trainer.get_private_state())
     for number in range(ROUNDS):
-        trainer.args.round_idx = number
         shared, updates = aggregator.get_model_params(), []
         for client in range(CLIENTS):
-            trainer.set_id(client)
             trainer.set_private_state(states[client])
             trainer.set_model_params(shared)
-            trainer.train(client_data(client), torch.device("cpu"), trainer.args)
+            trainer.fit(client_data(client), RoundContext(0, client, number))
             states[client] = trainer.get_private_state()
             updates.append((len(client_data(client)), trainer.get_model_params()))
         aggregator.set_model_params(aggregator.aggregate(updates))

@@ -1,7 +1,6 @@
 """Quantized tensors: close, unbiased, small, and as they were where nothing is rounded."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -162,7 +161,7 @@ def test_quantizing_hardly_changes_what_is_learnt(quantized: dict[int, Any]) -> 
 
 def test_a_difference_is_quantized_on_a_grid_of_its_own() -> None:
     model = torch.nn.Linear(2, 1)
-    trainer = METHODS["scaffold"](model, SimpleNamespace(random_seed=0, round_idx=0, client_num_in_total=2))
+    trainer = METHODS["scaffold"].build(model)
     like = trainer.get_model_params()
     received = torch.tensor([100.0, 100, 5, 300, 300, 300])  # weight, bias, and the server's c of both
     update = torch.tensor([101.0, 99, 6, 1, -1, 2])  # the new weight and bias, and Δc_i
