@@ -40,7 +40,9 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
     found = {}
     for method, (run, *_) in comparison.runs.items():
         bits = (run.settings.get(key, "32") for key in ("quantize", "quantize_down"))
-        found[run.summary["algo"] + run.apart, run.summary.get("parameterization", "dense"), *bits] = method
+        weights = run.summary.get("parameterization", "dense")
+        optimizer = "fedavg" if run.summary["algo"] == weights else run.summary["algo"]
+        found[optimizer + run.apart, weights, *bits] = method
     return found
 
 

@@ -103,6 +103,9 @@ def _load_run(folder: Path) -> Run:
     if not isinstance(config.get("hyper", {}), dict):
         raise ReportError(f"{folder / 'config.yaml'} cannot be used: hyper holds no names and values")
     summary.setdefault("label", summary["algo"])
+    weights = summary.get("parameterization", "dense")
+    if summary["algo"] == "fedavg" and weights != "dense":  # as FedAvg on factors was called once
+        summary |= {"algo": weights, "label": summary["label"].removeprefix("fedavg-")}
     return Run(folder, summary, _load_rounds(folder / "rounds.csv"), config)
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from benchmarks import report
-from benchmarks.analysis.compare import compare
+from benchmarks.analysis.compare import arrange, compare
 from benchmarks.analysis.load import load
 from benchmarks.analysis.plots.accuracy_per_client import ACCURACY_PER_CLIENT
 from benchmarks.analysis.plots.accuracy_vs_parameters import ACCURACY_VS_PARAMETERS
@@ -434,6 +434,14 @@ def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, ca
     ]
     assert "    ./run_all.sh --compatibility" in lines[: lines.index("| optimizer | " + " | ".join(rows[0][1:]) + " |")]
     assert "fedavg" in shown
+
+
+def test_fedavg_on_factors_is_one_method_under_its_former_name_too(tmp_path):
+    record(tmp_path / "former", "fedavg", 0, [(0.5, 0.5)], parameterization="fedpara", label="fedavg-fedpara-8bit")
+    record(tmp_path, "fedpara", 1, [(0.7, 0.7)], parameterization="fedpara", label="fedpara-8bit")
+    (comparison,) = compare(load([tmp_path]))
+    assert comparison.table["seeds"].to_dict() == {"fedpara-8bit": 2}
+    assert list(arrange(comparison)) == [("fedavg", "fedpara", "32", "32")]
 
 
 def test_seconds_of_a_round_elsewhere_by_hand(recorded_cost, tmp_path, monkeypatch, capsys):
