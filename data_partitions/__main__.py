@@ -10,9 +10,10 @@ import numpy as np
 from data_partitions.build import prepare
 from data_partitions.datasets import NAMES, may_be_natural
 from data_partitions.errors import DataError
-from data_partitions.partitioners import FORMS, SPLITS
+from data_partitions.partitioners import FORMS
 from data_partitions.presets import PRESETS
 from data_partitions.show import contact_sheet, duplicates, heat_map, label_distance, printable, title
+from data_partitions.splits import SPLITS
 from data_partitions.store import open_store
 
 ROWS = 20

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_partitions import partitioners
+from data_partitions import partitioners, splits
 from data_partitions.datasets import DATASETS, check_name, may_be_natural
 from data_partitions.errors import DataError
 from data_partitions.files import OldVersionError
@@ -66,7 +66,7 @@ def prepare(
     form = partitioners.parse(partition)
     # Of the data set's content alone, so that no seed and no partition tests on what another tunes on.
     aside_stream = np.random.default_rng(stream_seed("set aside", int(samples.sha256, 16)))
-    aside = partitioners.set_aside(samples.y, samples.client, samples.is_test, aside_stream)
+    aside = splits.set_aside(samples.y, samples.client, samples.is_test, aside_stream)
     used = np.flatnonzero(aside) if tuning else np.arange(len(samples.y))
     is_test, names = None, []
     if form.assign is None:
@@ -82,8 +82,8 @@ def prepare(
             aside_note = f" (of {len(samples.y)} samples {len(used)} are set aside for tuning)" * tuning
             raise DataError(f"{error}{aside_note}") from None
         if not tuning:
-            part_of = partitioners.exchange(samples.y, part_of, ~aside, _stream("exchange", seed))
-    owner = np.full(len(samples.y), partitioners.UNUSED)
+            part_of = splits.exchange(samples.y, part_of, ~aside, _stream("exchange", seed))
+    owner = np.full(len(samples.y), splits.UNUSED)
     owner[used] = part_of
     if form.assign is None and samples.client is not None:
         names = [samples.meta.client_names[client] for client in np.unique(samples.client[owner >= 0])]
@@ -107,7 +107,7 @@ def prepare(
         if found.get("version") == RECIPE_VERSION:
             raise DataError(f"{path} holds another recipe, {found}; remove it")
     testable = None if tuning else ~aside
-    part = partitioners.split(samples.y, owner, is_test, recipe["fraction"], _stream("split", seed), testable)
+    part = splits.split(samples.y, owner, is_test, recipe["fraction"], _stream("split", seed), testable)
     samples = replace(samples, meta=replace(samples.meta, client_names=names))
     write_partition(path, recipe, samples, owner, part, "" if embed else samples_path.name)
     return path
@@ -116,7 +116,7 @@ def prepare(
 def _assign(labels: np.ndarray, form: partitioners.Partition, clients: int, seed: int) -> np.ndarray:
     """Owners by a partitioner, checked: every client has a sample for every split."""
     assert form.assign is not None
-    fewest = len(partitioners.SPLITS)
+    fewest = len(splits.SPLITS)
     if len(labels) < fewest * clients:
         raise DataError(
             f"{clients} clients are too many for {len(labels)} samples: each needs one for every split; "

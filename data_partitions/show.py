@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_partitions.partitioners import SPLITS
+from data_partitions.splits import SPLITS
 from data_partitions.store import Store
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ from data_partitions.files import (
     new_file,
 )
 from data_partitions.hdf5 import hdf5_child
-from data_partitions.partitioners import SPLITS
 from data_partitions.samples import Samples, read_meta
+from data_partitions.splits import SPLITS
 
 
 def write_partition(

@@ -1,6 +1,6 @@
 """One of our methods under FedML's own MPI wiring; started by mpirun from test_stock_fedml.py.
 
-mpirun -np 4 python tests/methods/stock_fedml_job.py METHOD OUT.safetensors
+mpirun -np 4 python -m tests.methods.stock_fedml_job METHOD OUT.safetensors
 """
 
 import logging
@@ -8,8 +8,6 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.runtime.launch.imports import defer_packages
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from baselines.adapter import RoundContext
 from benchmarks.federation.registry import METHODS
 from tests.methods.stock_fedml_job import CLIENTS, ROUNDS, build, client_data
+from tests.support import ROOT
 
-JOB = Path(__file__).with_name("stock_fedml_job.py")
+JOB = "tests.methods.stock_fedml_job"
 
 
 def one_process(algo: str) -> dict[str, torch.Tensor]:
@@ -36,8 +37,8 @@ def one_process(algo: str) -> dict[str, torch.Tensor]:
 )
 def test_methods_run_under_fedml_s_own_mpi_wiring(algo: str, tmp_path: Path) -> None:
     out = tmp_path / "shared.safetensors"
-    command = ["mpirun", "-np", str(CLIENTS + 1), sys.executable, "-W", "ignore", str(JOB), algo, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    command = ["mpirun", "-np", str(CLIENTS + 1), sys.executable, "-W", "ignore", "-m", JOB, algo, str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert out.exists(), done.stderr
     found = load_file(out)
     assert found.pop("rounds") == ROUNDS

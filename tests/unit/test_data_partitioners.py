@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_partitions import DataError, check_partition
+from data_partitions import DataError, check_partition, splits
 from data_partitions import partitioners as p
 
 LABELS = st.lists(st.integers(0, 6), min_size=12, max_size=300).map(lambda values: np.array(values, np.int64))
@@ -124,7 +124,7 @@ def test_natural_keeps_whole_clients_the_largest(rows: list, clients: int, divid
 def test_split_keeps_the_class_mix(labels: np.ndarray, clients: int, seed: int, fraction: float) -> None:
     assume(len(labels) >= 3 * clients)
     owner = p.iid(labels, clients, None, rng(seed))
-    whole = p.split(labels, owner, None, 1.0, rng(seed))
+    whole = splits.split(labels, owner, None, 1.0, rng(seed))
     assert set(np.unique(whole)) == {0, 1, 2}
     for client in range(clients):
         mine = owner == client
@@ -136,7 +136,7 @@ def test_split_keeps_the_class_mix(labels: np.ndarray, clients: int, seed: int, 
             m = of_class.sum()
             assert abs((whole[of_class] == 2).sum() - m * test / n) < 1
             assert abs((whole[of_class] == 1).sum() - m * validation / n) < 1.5
-    part = p.split(labels, owner, None, fraction, rng(seed))
+    part = splits.split(labels, owner, None, fraction, rng(seed))
     kept = part >= 0
     assert (part[kept] == whole[kept]).all()
     assert (whole[~kept] == 0).all()
@@ -147,7 +147,7 @@ def test_split_keeps_the_class_mix(labels: np.ndarray, clients: int, seed: int, 
 
 @given(LABELS, SEED)
 def test_half_of_each_class_is_set_aside(labels: np.ndarray, seed: int) -> None:
-    aside = p.set_aside(labels, None, None, rng(seed))
+    aside = splits.set_aside(labels, None, None, rng(seed))
     assert (np.bincount(labels[aside], minlength=7) == np.bincount(labels, minlength=7) // 2).all()
 
 
@@ -156,7 +156,7 @@ def test_half_of_each_natural_client_is_set_aside_and_nothing_of_the_sources_tes
     labels: np.ndarray, seed: int
 ) -> None:
     client, is_test = rng(seed).integers(0, 3, len(labels)), rng(seed + 1).random(len(labels)) < 0.3
-    aside = p.set_aside(labels, client, is_test, rng(seed))
+    aside = splits.set_aside(labels, client, is_test, rng(seed))
     assert not (aside & is_test).any()
     assert (np.bincount(client[aside], minlength=3) == np.bincount(client[~is_test], minlength=3) // 2).all()
 
@@ -166,12 +166,12 @@ def test_nothing_set_aside_is_tested_on_and_classes_and_sizes_stay(
     labels: np.ndarray, clients: int, seed: int, alpha: float, assign
 ) -> None:
     assume(len(labels) >= 3 * clients)
-    aside = p.set_aside(labels, None, None, rng(seed))
+    aside = splits.set_aside(labels, None, None, rng(seed))
     drawn = assign(labels, clients, alpha, rng(seed))
-    owner = p.exchange(labels, drawn, ~aside, rng(seed))
+    owner = splits.exchange(labels, drawn, ~aside, rng(seed))
     cells = [np.bincount(who * 7 + labels, minlength=7 * clients).reshape(-1, 7) for who in (drawn, owner)]
     assert (cells[0] == cells[1]).all()
-    part = p.split(labels, owner, None, 1.0, rng(seed), ~aside)
+    part = splits.split(labels, owner, None, 1.0, rng(seed), ~aside)
     assert not (part[aside] == 2).any()
     for client, n in enumerate(cells[1].sum(axis=1)):
         mine = owner == client
@@ -185,7 +185,7 @@ def test_exchange_by_hand() -> None:
     labels, owner = np.array([0, 0, 1, 0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
     testable = np.array([False, False, False, True, True, False, False, False])
     for seed in range(20):
-        found = p.exchange(labels, owner, testable, rng(seed))
+        found = splits.exchange(labels, owner, testable, rng(seed))
         assert np.bincount(found * 2 + labels).tolist() == [2, 1, 2, 3]
         assert sorted(found[testable]) == [0, 1]
 
@@ -193,24 +193,24 @@ def test_exchange_by_hand() -> None:
 def test_exchange_says_where_too_few_can_be_tested_on() -> None:
     labels, owner = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1])
     with pytest.raises(DataError, match=r"2 clients are too many for 6 samples: half are for tuning alone, .* fewer"):
-        p.exchange(labels, owner, labels == 1, rng(0))
+        splits.exchange(labels, owner, labels == 1, rng(0))
 
 
 def test_the_test_split_is_spread_over_the_classes_that_may_be_tested_on() -> None:
     labels = np.repeat([0, 1], [10, 5])
     allowed = np.isin(np.arange(15), [3, 7, 8, 12])
     # At even distances: 2, 7, 12. The two in class 0 are its first and its last third of what is allowed.
-    assert p._stratified(labels, allowed, 3).tolist() == [3, 8, 12]
-    assert sorted(p._stratified(labels, labels == 0, 3)) == [2, 5, 7]  # class 1 has none: the middle of the others
-    assert p._stratified(labels, allowed, 9).tolist() == [3, 7, 8, 12]
-    assert p._stratified(labels, labels < 2, 3).tolist() == p._spread(15, 3).tolist()
+    assert splits._stratified(labels, allowed, 3).tolist() == [3, 8, 12]
+    assert sorted(splits._stratified(labels, labels == 0, 3)) == [2, 5, 7]  # class 1 has none: the middle of the others
+    assert splits._stratified(labels, allowed, 9).tolist() == [3, 7, 8, 12]
+    assert splits._stratified(labels, labels < 2, 3).tolist() == splits._spread(15, 3).tolist()
 
 
 @given(LABELS, SEED)
 def test_split_respects_the_sources_test_part(labels: np.ndarray, seed: int) -> None:
     is_test = rng(seed).random(len(labels)) < 0.2
     is_test[:3] = True, False, False
-    part = p.split(labels, np.zeros(len(labels), np.int64), is_test, 1.0, rng(seed))
+    part = splits.split(labels, np.zeros(len(labels), np.int64), is_test, 1.0, rng(seed))
     assert ((part == 2) == is_test).all()
     train = (~is_test).sum()
     assert (part == 1).sum() == max(1, (train + 4) // 8)
@@ -219,15 +219,15 @@ def test_split_respects_the_sources_test_part(labels: np.ndarray, seed: int) -> 
 
 def test_split_ignores_samples_without_owner() -> None:
     owner = np.array([-1, 0, 0, 0, -1])
-    part = p.split(np.zeros(5, np.int64), owner, None, 1.0, rng(0))
-    assert ((part == p.UNUSED) == (owner == p.UNUSED)).all()
+    part = splits.split(np.zeros(5, np.int64), owner, None, 1.0, rng(0))
+    assert ((part == splits.UNUSED) == (owner == splits.UNUSED)).all()
     assert sorted(part[1:4]) == [0, 1, 2]
 
 
 def test_spread_by_hand() -> None:
-    assert p._spread(10, 2).tolist() == [2, 7]
-    assert p._spread(3, 3).tolist() == [0, 1, 2]
-    assert p._spread(5, 0).tolist() == []
+    assert splits._spread(10, 2).tolist() == [2, 7]
+    assert splits._spread(3, 3).tolist() == [0, 1, 2]
+    assert splits._spread(5, 0).tolist() == []
 
 
 @settings(max_examples=30)

@@ -213,11 +213,10 @@ def test_a_fresh_start_leaves_nothing_of_an_earlier_one(tmp_path):
 
 def test_a_killed_run_leaves_whole_rows(tmp_path):
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from tests.unit.test_recorder import record\n"
-        "record(Path(sys.argv[2]), range(1, 10**9))"
+        "import sys; from pathlib import Path; from tests.unit.test_recorder import record\n"
+        "record(Path(sys.argv[1]), range(1, 10**9))"
     )
-    child = subprocess.Popen([sys.executable, "-c", script, str(ROOT), str(tmp_path)])
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
     table = tmp_path / "rounds.csv"
     while child.poll() is None and not (table.exists() and table.read_text().count("\n") > 20):
         time.sleep(0.05)
