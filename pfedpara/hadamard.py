@@ -167,7 +167,7 @@ class Composition(nn.Module):
         return f"{self.method}, shape={self.shape}, rank={self.rank}" + (", tanh" if self.tanh else "")
 
 
-def start(composition: Composition, weight: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
+def initial_factors(composition: Composition, weight: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
     """Random factors whose composed weight has the mean square of ``weight`` exactly, and its dtype and device.
 
     A layer thus starts as the dense layer it replaces would, however that one was initialised: as He et al. where that

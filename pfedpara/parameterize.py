@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pfedpara.hadamard import Composition, Method, start
+from pfedpara.hadamard import Composition, Method, initial_factors
 from pfedpara.layers import FACTORED
 from pfedpara.rank import check_gamma, fedpara_rank, lowrank_rank, maximal_rank
 from pfedpara.sharing import split_parameters
@@ -43,8 +43,8 @@ def parameterize(
     have fewer parameters, or where it or a module that contains it is named in ``dense``. ``kernel="matrix"`` factors
     a convolution reshaped to (O, I k1 k2) as in Proposition 1, "tensor" as in Proposition 3; one of 1×1, or with fewer
     than k1 k2 inputs per group, always is a matrix, because Proposition 3 would leave next to no rank there. The
-    factors are drawn afresh with the weight's mean square (see ``hadamard.start``) by ``generator`` or torch's global
-    one. Biases and everything else are untouched and shared.
+    factors are drawn afresh with the weight's mean square (see ``hadamard.initial_factors``) by ``generator`` or
+    torch's global one. Biases and everything else are untouched and shared.
 
     Returns ``model``. Raises ValueError, before anything is changed, where an argument is not one of the above, the
     model was parameterized before, or a layer cannot be factored (the message says which, and what to do).
@@ -65,7 +65,7 @@ def parameterize(
             continue
         composition = Composition(method, shape, tuple(weight.shape), rank, tanh)
         try:
-            plans.append((layer, name, composition, start(composition, weight, generator)))
+            plans.append((layer, name, composition, initial_factors(composition, weight, generator)))
         except ValueError as error:
             raise ValueError(f"layer {label!r}: {error}") from None
     for layer, name, composition, factors in plans:

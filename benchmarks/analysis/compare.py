@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from benchmarks.analysis.load import ReportError, Run
+from benchmarks.analysis.load import EndedRun, ReportError
 from benchmarks.analysis.statistics import reached_alone, tabulate
 from benchmarks.federation.recorder import whose
 
@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
     table: pd.DataFrame  # indexed by method, best first: the columns of `tabulate`, and diverged, seeds
     target: float  # accuracy, a fraction
     notes: list[str]  # what keeps the rows from being alike
-    runs: dict[str, list[Run]]  # the finished runs by method, in the table's order
+    runs: dict[str, list[EndedRun]]  # the finished runs by method, in the table's order
     commands: list[str]  # what runs each method again
 
     @property
@@ -46,7 +46,7 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
     return found
 
 
-def take_notes(ended: dict[str, list[Run]], finished: dict[str, list[Run]]) -> list[str]:
+def take_notes(ended: dict[str, list[EndedRun]], finished: dict[str, list[EndedRun]]) -> list[str]:
     """Returns a sentence for each thing that keeps the rows of a table from being alike."""
     notes = []
     for algo, runs in ended.items():
@@ -76,11 +76,11 @@ def take_notes(ended: dict[str, list[Run]], finished: dict[str, list[Run]]) -> l
     return notes
 
 
-def _values(runs: Iterable[Run], key: str) -> str:
+def _values(runs: Iterable[EndedRun], key: str) -> str:
     return " ".join(map(str, sorted({run.summary[key] for run in runs})))
 
 
-def command(runs: list[Run]) -> str:
+def command(runs: list[EndedRun]) -> str:
     """Returns the command line that gives one method's ``runs`` again."""
     no_options = ("hyper", "tuned", "partition_sha256")
     options = {key: value for key, value in runs[0].settings.items() if key not in no_options}
@@ -107,7 +107,7 @@ def _differ(several: Sequence[Mapping[str, Any]], name: str) -> bool:
     return any(name not in each or each[name] != several[0].get(name) for each in several)
 
 
-def name_methods(runs: list[Run]) -> list[Run]:
+def name_methods(runs: list[EndedRun]) -> list[EndedRun]:
     """Returns the runs, those of one method with different hyper-parameters under names that tell them apart."""
     named = []
     for label in sorted({run.algo for run in runs}):
@@ -118,12 +118,12 @@ def name_methods(runs: list[Run]) -> list[Run]:
     return named
 
 
-def count_once(runs: list[Run]) -> tuple[list[Run], list[str]]:
+def count_once(runs: list[EndedRun]) -> tuple[list[EndedRun], list[str]]:
     """Returns the runs without those that repeat another one, and a note for each of these.
 
     Raises ReportError where the same run came out differently.
     """
-    kept: dict[tuple[str, int], Run] = {}
+    kept: dict[tuple[str, int], EndedRun] = {}
     notes = []
     for run in runs:
         first = kept.setdefault((run.algo, run.summary["seed"]), run)
@@ -138,13 +138,13 @@ def count_once(runs: list[Run]) -> tuple[list[Run], list[str]]:
     return list(kept.values()), notes
 
 
-def compare(runs: Iterable[Run], target: float | None = None) -> list[Comparison]:
+def compare(runs: Iterable[EndedRun], target: float | None = None) -> list[Comparison]:
     """Returns a comparison for each data set and partition, and for each choice of what is no method's own.
 
     ``target`` is an accuracy, the same for all; None has ``choose_target`` take one in each.
     Raises ReportError where two runs contradict each other.
     """
-    places: dict[tuple[str, str], list[tuple[dict[str, Any], list[Run]]]] = {}
+    places: dict[tuple[str, str], list[tuple[dict[str, Any], list[EndedRun]]]] = {}
     for run in runs:
         groups = places.setdefault((run.summary["dataset"], run.summary["partition"]), [])
         group = next((group for conditions, group in groups if conditions == run.conditions), None)
@@ -161,9 +161,9 @@ def compare(runs: Iterable[Run], target: float | None = None) -> list[Comparison
 
 
 def _compare(
-    dataset: str, partition: str, apart: str, runs: list[Run], target: float | None, notes: list[str]
+    dataset: str, partition: str, apart: str, runs: list[EndedRun], target: float | None, notes: list[str]
 ) -> Comparison:
-    ended: dict[str, list[Run]] = {}
+    ended: dict[str, list[EndedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.algo, run.summary["seed"])):
         ended.setdefault(run.algo, []).append(run)
     finished = {algo: [run for run in found if run.summary["accuracy"]] for algo, found in ended.items()}

@@ -18,7 +18,7 @@ class ReportError(Exception):
     """The runs cannot be compared; the text says why in one sentence."""
 
 
-class Run(NamedTuple):
+class EndedRun(NamedTuple):
     """One run that has ended, finished or diverged."""
 
     folder: Path
@@ -69,7 +69,7 @@ class Summary(BaseModel, allow_inf_nan=False):
     partition_sha256: str
 
 
-def load(folders: Sequence[Path]) -> list[Run]:
+def load(folders: Sequence[Path]) -> list[EndedRun]:
     """Returns the runs below ``folders`` that have ended. Raises ReportError where there is none, or one is torn."""
     for folder in folders:
         if not folder.is_dir():
@@ -86,7 +86,7 @@ def find_unfinished(folders: Sequence[Path]) -> list[Path]:
     return sorted(folder for folder in begun if not (folder / "summary.json").exists())
 
 
-def _load_run(folder: Path) -> Run:
+def _load_run(folder: Path) -> EndedRun:
     try:
         summary = files.read_json(folder / "summary.json")
         config = files.read_yaml(folder / "config.yaml")
@@ -106,7 +106,7 @@ def _load_run(folder: Path) -> Run:
     weights = summary.get("parameterization", "dense")
     if summary["algo"] == "fedavg" and weights != "dense":  # as FedAvg on factors was called once
         summary |= {"algo": weights, "label": summary["label"].removeprefix("fedavg-")}
-    return Run(folder, summary, _load_rounds(folder / "rounds.csv"), config)
+    return EndedRun(folder, summary, _load_rounds(folder / "rounds.csv"), config)
 
 
 def _load_rounds(path: Path) -> pd.DataFrame:

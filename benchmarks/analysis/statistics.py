@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from benchmarks.analysis.load import Run
+from benchmarks.analysis.load import EndedRun
 
 TARGET = 0.95
 """The default target accuracy, as a share of the best method's final accuracy."""
@@ -26,7 +26,7 @@ def mean_of_all(values: pd.Series) -> float:
     return float(values.mean(skipna=False))
 
 
-def mean_curve(runs: list[Run]) -> pd.DataFrame:
+def mean_curve(runs: list[EndedRun]) -> pd.DataFrame:
     """Returns parameters, to_model, accuracy and half_interval, a row for each round that every run recorded.
 
     Means over the runs; NaN where one of them lacks the figure.
@@ -43,7 +43,7 @@ def mean_curve(runs: list[Run]) -> pd.DataFrame:
     return curve[rounds.size() == len(runs)]
 
 
-def differences_to_local(runs: list[Run], local: list[Run]) -> list[np.ndarray]:
+def differences_to_local(runs: list[EndedRun], local: list[EndedRun]) -> list[np.ndarray]:
     """Returns each client's accuracy less the same client's on its own: (clients,) for each run with a partner."""
     alone = {run.partition: run.summary["accuracy"]["per_client"] for run in local}
     return [
@@ -53,7 +53,7 @@ def differences_to_local(runs: list[Run], local: list[Run]) -> list[np.ndarray]:
     ]
 
 
-def differences_to_reference(runs: list[Run], reference: list[Run]) -> list[float]:
+def differences_to_reference(runs: list[EndedRun], reference: list[EndedRun]) -> list[float]:
     """Returns each run's mean accuracy less the reference's on the same seed and partition."""
     theirs = {run.partition: run.summary["accuracy"]["mean"] for run in reference}
     return [
@@ -63,7 +63,7 @@ def differences_to_reference(runs: list[Run], reference: list[Run]) -> list[floa
     ]
 
 
-def reached_alone(local: list[Run]) -> float:
+def reached_alone(local: list[EndedRun]) -> float:
     """Returns the highest accuracy after any round of the ``local`` runs, a mean over them; NaN where there is none."""
     return float(mean_curve(local)["accuracy"].max()) if local else float("nan")
 
@@ -77,7 +77,7 @@ def choose_target(best: float, alone: float) -> float:
     return (alone + best) / 2 if best > alone else float("nan")
 
 
-def tabulate(runs: dict[str, list[Run]], target: float | None) -> tuple[pd.DataFrame, float]:
+def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.DataFrame, float]:
     """Returns a row for each method of ``runs``, best first, and the target accuracy that its last column is about.
 
     Means over seeds: accuracy with half_interval, difference (to the REFERENCE on the same seed and partition) with

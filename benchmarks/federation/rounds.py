@@ -83,22 +83,23 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
     if not progress.diverged:
         aggregate(run, participants, updates, downlink)
 
-    judges, keeps = not progress.diverged and judged(settings, progress.round), not progress.diverged and kept(run)
-    trained = time.perf_counter()
-    progress.seconds["training"] += trained - begun
-    if not (judges or keeps or progress.diverged):
+    finite = not progress.diverged
+    judges, writes = finite and judged(settings, progress.round), finite and checkpoint_due(run)
+    aggregated = time.perf_counter()
+    progress.seconds["training"] += aggregated - begun
+    if not (judges or writes or progress.diverged):
         return False
 
-    folder = checkpoint.begin(settings.directory, progress.round) if keeps else None
+    folder = checkpoint.begin(settings.directory, progress.round) if writes else None
     new = pack_downlink(run, progress.round + 1) if judges else None
     results = yield from clients.report(run, new, folder)
     book(run, results)
-    progress.seconds["evaluation"] += time.perf_counter() - trained
+    progress.seconds["evaluation"] += time.perf_counter() - aggregated
     if not progress.diverged:
         if new:
             record(run, clients.cost(run, participants, new))
         if folder:
-            keep(run, folder)
+            write_checkpoint(run, folder)
     return True
 
 
@@ -138,7 +139,7 @@ def judged_in_training(run: Run) -> bool:
     return judged(settings, run.progress.round) or faulty(settings) or settings.clients_per_round < run.store.clients
 
 
-def kept(run: Run) -> bool:
+def checkpoint_due(run: Run) -> bool:
     """Whether a checkpoint is written after this round."""
     settings, minutes = run.settings, run.settings.checkpoint_minutes
     late = 0 < 60 * minutes <= time.monotonic() - run.progress.saved
@@ -187,7 +188,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def keep(run: Run, folder: Path) -> None:
+def write_checkpoint(run: Run, folder: Path) -> None:
     """Completes the checkpoint in ``folder`` with the server's part."""
     known = {
         "round": run.progress.round,

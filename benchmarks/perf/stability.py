@@ -7,7 +7,7 @@ Each cell is one run of SGD on 4,000 of the embedded MNIST digits; its number is
 cross marks a run that diverged: its loss is not finite, or it ended as a guess. Every start runs as it is and with the
 gradient clipped to the norm that is the default of every trainer here. The starts:
 
-    ours      the default: the mean square of the dense layer (``hadamard.start``)
+    ours      the default: the mean square of the dense layer (``hadamard.initial_factors``)
     kaiming   ``nn.init.kaiming_normal_`` on each factor
     notebook  √(2/fan) with the fans of the authors' notebook, where the outer side of X and Y counts
 """
@@ -35,7 +35,7 @@ CLIP_NORMS = (0.0, 1.0)  # 0 does not clip
 GUESS = 0.2  # accuracy of a model that has learnt nothing, on ten classes, with a margin
 
 
-class Run(NamedTuple):
+class Trial(NamedTuple):
     """One cell: ``accuracy`` is NaN where the loss was not finite."""
 
     start: str
@@ -103,7 +103,7 @@ def train(model: nn.Module, lr: float, clip_norm: float, steps: int, data: tuple
     return float((logits.argmax(1) == labels[-1000:]).float().mean()) if logits.isfinite().all() else math.nan
 
 
-def draw(runs: list[Run], title: str, path: Path) -> None:
+def draw(runs: list[Trial], title: str, path: Path) -> None:
     """A PNG with one panel per start and depth, γ by learning rate, accuracy as colour."""
     starts = list(dict.fromkeys((run.start, run.clip_norm) for run in runs))
     depths = sorted({run.depth for run in runs})
@@ -142,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = shuffled_digits()
-    runs: list[Run] = []
+    runs: list[Trial] = []
     for start, clip_norm, depth, lr in product(options.starts, CLIP_NORMS, options.depths, options.lrs):
         for gamma in options.gammas:
             if start == "dense" and gamma != options.gammas[0]:
@@ -150,10 +150,10 @@ def main() -> None:
                 continue
             model = build(depth, start, options.method, gamma, options.seed)
             accuracy = train(model, lr, clip_norm, options.steps, data, options.seed)
-            runs.append(Run(start, clip_norm, depth, gamma, lr, accuracy))
+            runs.append(Trial(start, clip_norm, depth, gamma, lr, accuracy))
     with options.output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow((*Run._fields, "diverged"))
+        writer.writerow((*Trial._fields, "diverged"))
         writer.writerows((*run, run.diverged) for run in runs)
     draw(runs, f"{options.method}: accuracy after {options.steps} steps, × diverged", options.output)
     for start, clip_norm in product(options.starts, CLIP_NORMS):

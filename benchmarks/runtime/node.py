@@ -15,7 +15,7 @@ class Node(FedMLCommManager):
     """One of FedML's managers on our transport."""
 
     def __init__(self, transport: MpiTransport, node: int) -> None:
-        super().__init__(SimpleNamespace(), transport, node, transport.workers + 1)
+        super().__init__(SimpleNamespace(), transport, node, transport.worker_count + 1)
         self.com_manager = transport
         self.com_manager.add_observer(self)
         self.busy = ""  # what to name if this rank fails

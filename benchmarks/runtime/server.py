@@ -62,7 +62,7 @@ class Server(Node):
     def __init__(self, transport: MpiTransport, experiments: list[Experiment], screen: Screen, launched: float) -> None:
         """``launched``: when the job was started, on the clock of ``time.monotonic``."""
         super().__init__(transport, 0)
-        self.workers = range(1, transport.workers + 1)
+        self.workers = range(1, transport.worker_count + 1)
         self.experiments, self.screen, self.started = experiments, screen, launched
         self.home: dict[int, int] = {}  # the worker that trained a client last and has its private state
         self.waiting: set[tuple[Kind, int]] = set()  # the answers that are due, and from which client or worker

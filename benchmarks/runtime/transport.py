@@ -29,7 +29,7 @@ SHORTEST_SLEEP, LONGEST_SLEEP, LONGEST_SLEEP_BY_DOORBELL = 5e-5, 2e-3, 5e-2  # s
 
 
 class MpiTransport(BaseCommunicationManager):
-    """Carries messages between nodes: node 0 is the server, nodes 1 … ``workers`` train.
+    """Carries messages between nodes: node 0 is the server, nodes 1 … ``worker_count`` train.
 
     A node lives on the rank of its number; with a single rank, server and worker share it, and messages between them
     pass through the same encoding. Every message that carries tensors of a client is entered in ``ledger``.
@@ -38,7 +38,7 @@ class MpiTransport(BaseCommunicationManager):
     def __init__(self, comm: Any, job: str, one_host: bool) -> None:
         """``job`` names this run's doorbells, the same text on every rank."""
         self.comm, self.job, self.ledger = comm, job, Ledger()
-        self.workers = max(1, comm.size - 1)
+        self.worker_count = max(1, comm.size - 1)
         self.longest_sleep = LONGEST_SLEEP
         self.observers: dict[int, Observer] = {}
         self.sends: list[tuple[Any, np.ndarray]] = []

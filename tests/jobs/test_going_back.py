@@ -47,7 +47,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
             folder = checkpoint.begin(settings.directory, number)
             for client in (0, 2):
                 checkpoint.save_client(folder, client, run.trainer.get_private_state())
-            rounds.keep(run, folder)
+            rounds.write_checkpoint(run, folder)
     run.recorder.close()
     return experiment
 

@@ -498,12 +498,12 @@ def test_any_number_of_ranks_and_a_kill_in_between_give_the_same_bits(algo: str,
     killed = f"""
 import os
 from benchmarks.federation import rounds
-keep = rounds.keep
+write_checkpoint = rounds.write_checkpoint
 def kill(run, folder):
-    keep(run, folder)
+    write_checkpoint(run, folder)
     if run.progress.round == 2:
         os.kill(os.getpid(), {int(signal.SIGKILL)})
-rounds.keep = kill
+rounds.write_checkpoint = kill
 """
     for name, ranks in (("alone", 1), ("spread", 3)):
         assert run(*options, "--out", str(tmp_path / name), ranks=ranks).returncode == 0

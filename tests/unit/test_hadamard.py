@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pfedpara import hadamard
-from pfedpara.hadamard import IN_PLACE_FROM, Composition, Method, inner_product, start
+from pfedpara.hadamard import IN_PLACE_FROM, Composition, Method, initial_factors, inner_product
 from pfedpara.layers import khatri_rao, khatri_rao_is_cheaper
 
 torch.set_num_threads(1)  # two threads and a busy neighbour are slower than one
@@ -177,7 +177,7 @@ def test_small_batches_and_ranks_avoid_the_weight() -> None:
 def test_start_has_the_mean_square_of_the_dense_weight(shape: tuple[int, ...], method: Method, tanh: bool) -> None:
     weight = torch.randn(shape) * math.sqrt(2 / math.prod(shape[1:]))
     layer = composition(method, shape, 4, tanh)
-    composed = layer(*start(layer, weight))
+    composed = layer(*initial_factors(layer, weight))
     assert composed.square().mean().item() == pytest.approx(weight.square().mean().item(), rel=1e-4)
     assert abs(composed.mean().item()) < 0.2 * composed.std().item()
 
@@ -185,7 +185,7 @@ def test_start_has_the_mean_square_of_the_dense_weight(shape: tuple[int, ...], m
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pfedpara_starts_at_its_shared_half(shape: tuple[int, ...]) -> None:
     layer = composition("pfedpara", shape, 4)
-    factors = start(layer, torch.randn(shape))
+    factors = initial_factors(layer, torch.randn(shape))
     half = len(factors) // 2
     torch.testing.assert_close(layer(*factors), inner_product(*layer.products(factors)[0]))
     other = [torch.randn_like(f) for f in factors[half:-1]]  # another client's private factors
@@ -199,19 +199,19 @@ def test_padding_rows_stay_zero() -> None:
     weight = torch.randn(6, 8)
     weight[2] = 0
     layer = composition("pfedpara", (6, 8), 2)
-    assert layer(*start(layer, weight))[2].abs().max() == 0
+    assert layer(*initial_factors(layer, weight))[2].abs().max() == 0
 
 
 def test_starts_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="the weight is all zero"):
-        start(composition("fedpara", (6, 8), 2), torch.zeros(6, 8))
+        initial_factors(composition("fedpara", (6, 8), 2), torch.zeros(6, 8))
     with pytest.raises(ValueError, match="out of reach of tanh"):
-        start(composition("fedpara", (6, 8), 2, tanh=True), 10 * torch.randn(6, 8))
+        initial_factors(composition("fedpara", (6, 8), 2, tanh=True), 10 * torch.randn(6, 8))
 
 
 def test_start_follows_the_generator() -> None:
     layer, weight = composition("fedpara", (6, 8), 2), torch.randn(6, 8)
-    first, again = (start(layer, weight, torch.Generator().manual_seed(7)) for _ in range(2))
+    first, again = (initial_factors(layer, weight, torch.Generator().manual_seed(7)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
