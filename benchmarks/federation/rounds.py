@@ -116,11 +116,17 @@ def aggregate(run: Run, participants: Participants, updates: Updates, downlink: 
     if arriving := participants.arriving:
         run.aggregator.set_received(codec.unflatten(downlink.received, run.trainer.travelling))
         new = run.aggregator.aggregate([updates[client] for client in arriving])
-        if not all(map(all_finite, new.values())):
-            run.give_up(None, "the new global model is not finite")
+        if not finite(new):
+            wild = next((client for client in arriving if not finite(updates[client][1])), None)
+            what = "the new global model" if wild is None else "a parameter that it sent"
+            run.give_up(wild, f"{what} is not finite")
             return
         run.aggregator.set_model_params(new)
     run.progress.seen.update(arriving)
+
+
+def finite(params: Params) -> bool:
+    return all(map(all_finite, params.values()))
 
 
 def due(settings: Settings, number: int, every: int) -> bool:

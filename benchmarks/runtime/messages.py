@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from fedml.core.distributed.communication.message import Message
 
-from baselines.base import all_finite
 from benchmarks.federation.ledger import Entry
 
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS
@@ -53,7 +52,7 @@ FIELDS: dict[Kind, dict[str, type]] = {
     Kind.UPDATE: {"client": int, "round": int, "samples": int},
     Kind.DIVERGED: {"client": int, "round": int, "reason": str},
     Kind.EVALUATE: {"round": int, "clients": list, "untrained": list},
-    Kind.RESULTS: {"round": int, "trained": list, "received": dict, "fresh": dict, "diverged": list, "ledger": list},
+    Kind.RESULTS: {"round": int},  # the rest is checked by federation/rounds.py's Results
     Kind.FINISH: {},
     Kind.MOVE: {"client": int, "round": int, "worker": int},
     Kind.STATE: {"client": int, "round": int},
@@ -86,8 +85,6 @@ def check(message: Message, workers: int) -> None:
     for name, kind_of in FIELDS[kind].items():
         if type(value := message.get(name)) is not kind_of:
             raise MessageError(message, f"its {name} is {value!r:.40} instead of {kind_of.__name__}")
-    if (tensors := message.get(TENSORS)) is not None and not all_finite(tensors):
-        raise MessageError(message, "a parameter in it is not finite")
 
 
 def encode(message: Message) -> tuple[np.ndarray, np.ndarray]:

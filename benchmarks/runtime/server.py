@@ -16,7 +16,6 @@ from benchmarks.federation.experiment import Experiment, Run
 from benchmarks.federation.ledger import Entry
 from benchmarks.federation.participation import Participants
 from benchmarks.federation.rounds import Downlink, Results, Steps, Updates, judged_in_training, take_rounds
-from benchmarks.federation.settings import sentence
 from benchmarks.federation.summary import finish
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter
 from benchmarks.runtime.node import Node
@@ -230,7 +229,9 @@ class Server(Node):
             try:
                 results.append(Results.model_validate({name: message.get(name) for name in Results.model_fields}))
             except ValidationError as error:
-                raise MessageError(message, sentence(error)) from None
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise MessageError(message, f"its {where} is {first['input']!r:.40}: {first['msg']}") from None
         own_ledger = self.com_manager.ledger.take()
         return [*results, Results(trained=[], received={}, fresh={}, diverged=[], ledger=own_ledger)]
 

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext, evaluate
-from baselines.base import DivergedError, Params, all_finite
+from baselines.base import DivergedError, Params
 from benchmarks.federation import checkpoint, codec
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.recorder import ClientFigures
@@ -77,14 +77,12 @@ class Share:
         self.take_up(client, received)
         data = self.samples(client, "train")
         try:
-            trainer.fit(data, context)
-            shared = codec.flatten(trainer.get_model_params())
-            if not all_finite(shared):
-                raise DivergedError("a parameter that it would send is not finite")
+            trainer.fit(data, context)  # looks whether its numbers are finite
         except DivergedError as error:
             self.node.send(Kind.DIVERGED, 0, client=client, round=number, reason=str(error))
             self.node.busy = ""
             return
+        shared = codec.flatten(trainer.get_model_params())
         stream = codec.random_stream("up", self.settings.seed, client, number)
         known = codec.known(received, self.travelling, trainer.differences)
         packed = codec.pack(shared, known, self.travelling, self.settings.quantize, stream)

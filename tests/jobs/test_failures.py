@@ -62,7 +62,7 @@ from benchmarks.runtime.messages import Kind
 
 send = Worker.send
 def forged(self, kind, receiver, tensors=None, **params):
-    if (kind, self.rank, params.get("round")) == (Kind.UPDATE, 2, 2):
+    if (kind, self.rank, params.get("round")) == (Kind.{kind}, 2, 2):
         {forgery}
     send(self, kind, receiver, tensors, **params)
 Worker.send = forged
@@ -77,7 +77,6 @@ Worker.send = forged
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
-                ("tensors[7] = float('nan')", "is not finite"),
                 ("params['round'] = 1", "for round 1 in round 2"),
                 ("params['client'] = 99", "none was due from it for client 99"),
                 ("params['samples'] += 1", "samples, not"),
@@ -91,12 +90,35 @@ Worker.send = forged
 )
 def test_a_wrong_message_ends_the_job_and_names_its_sender(tmp_path: Path, forgery: str, wrong: str) -> None:
     out = tmp_path / "out"
-    done = run("--algo", "fedavg", *SHORT, "--out", str(out), ranks=3, before=FORGE.format(forgery=forgery))
+    done = run(
+        "--algo", "fedavg", *SHORT, "--out", str(out), ranks=3, before=FORGE.format(kind="UPDATE", forgery=forgery)
+    )
     assert done.returncode != 0
     (sentence,) = done.stderr.splitlines()
     for fact in ("error: rank 0", "round 2", "worker 2 sent", wrong):
         assert fact in sentence
     assert not list(out.rglob("summary.json"))
+
+
+def test_results_of_a_wrong_form_end_the_job_and_name_their_sender(tmp_path: Path) -> None:
+    before = FORGE.format(kind="RESULTS", forgery="params['received'] = {'0': 'good'}")
+    done = run("--algo", "fedavg", *SHORT, "--out", str(tmp_path), ranks=3, before=before)
+    assert done.returncode != 0
+    (sentence,) = done.stderr.splitlines()
+    assert "worker 2 sent RESULTS, but its received.0 is 'good': Input should be a valid number" in sentence
+
+
+def test_an_update_that_is_not_finite_ends_the_run_as_diverged_and_names_its_client(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    forgery = f"tensors[7] = float('nan'); open({str(mark)!r}, 'a').write(str(params['client']) + ' ')"
+    before = FORGE.format(kind="UPDATE", forgery=forgery)
+    done = run("--algo", "fedavg", *SHORT, "--out", str(tmp_path), ranks=3, before=before)
+    assert done.returncode == 0, done.stderr
+    first = min(map(int, mark.read_text().split()))
+    diverged = summary(tmp_path, "fedavg")["diverged"]
+    assert (diverged["client"], diverged["round"]) == (first, 2)
+    assert diverged["reason"] == "a parameter that it sent is not finite"
+    assert f"client {first}, round 2" in done.stderr
 
 
 def test_a_global_model_that_leaves_the_finite_numbers_is_recorded(tmp_path: Path) -> None:
