@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from fedml.core import ClientTrainer, ServerAggregator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 EVALUATION_BATCH = 512  # samples
@@ -25,20 +25,25 @@ class RoundContext(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: TensorDataset) -> dict[str, float]:
-    """Returns FedML's metrics of ``model`` on ``data``: ``test_correct``, ``test_loss`` (a sum) and ``test_total``.
+def predict(model: nn.Module, data: TensorDataset) -> tuple[Tensor, Tensor]:
+    """Returns the labels (n,) of ``data`` and the ``model``'s logits (n, classes), on the CPU.
 
     Leaves weights, gradients, random streams and the training flag as they were.
     """
     training = model.training
     model.eval()
-    correct, loss = 0, 0.0
-    for x, y in zip(*(tensor.split(EVALUATION_BATCH) for tensor in data.tensors), strict=True):
-        logits = model(x)  # (B, classes)
-        correct += int((logits.argmax(dim=1) == y).sum())
-        loss += F.cross_entropy(logits, y, reduction="sum").item()
+    x, y = data.tensors
+    logits = torch.cat([model(batch) for batch in x.split(EVALUATION_BATCH)])
     model.train(training)
-    return {"test_correct": correct, "test_loss": loss, "test_total": len(data)}
+    return y.cpu(), logits.cpu()
+
+
+def evaluate(model: nn.Module, data: TensorDataset) -> dict[str, float]:
+    """Returns FedML's metrics of ``model`` on ``data``: ``test_correct``, ``test_loss`` (a sum) and ``test_total``."""
+    labels, logits = predict(model, data)
+    correct = int((logits.argmax(dim=1) == labels).sum())
+    loss = F.cross_entropy(logits, labels, reduction="sum").item()
+    return {"test_correct": correct, "test_loss": loss, "test_total": len(labels)}
 
 
 class FedMLTrainer(ClientTrainer):

@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.federation.metrics import ClientFigures
+
 ROOT = Path(__file__).resolve().parents[1]
 DOWN_WITHIN = 10  # seconds from a failure to the end of the last process
 REFUSED_WITHIN = 30  # seconds; 10 on a machine that does nothing else
@@ -66,6 +68,12 @@ def directory(out: Path, algo: str, partition: str = "dirichlet:0.5", seed: int 
 def summary(out: Path, algo: str, **where: Any) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((directory(out, algo, **where) / "summary.json").read_text())
     return loaded
+
+
+def figures_of(accuracy: float, loss: float, samples: int, validation_accuracy: float) -> ClientFigures:
+    """Returns a client's figures, its balanced accuracy and macro F1 a half and a quarter of its accuracy."""
+    known = {"accuracy": accuracy, "loss": loss, "balanced_accuracy": accuracy / 2, "macro_f1": accuracy / 4}
+    return known | {"samples": samples, "validation_accuracy": validation_accuracy}
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.plots import PLOTS
 from benchmarks.analysis.plots.plot import STYLE, choose_looks
-from benchmarks.analysis.tables import legend, wording_of_cost
+from benchmarks.analysis.tables import further_tables, legend
 from benchmarks.terminal import printable
 
 
@@ -38,13 +38,14 @@ def write(
                 plot.draw(comparison, looks).savefig(path)
             images.append((plot.caption, base64.b64encode(path.read_bytes()).decode()))
             pictures.append(path)
-        words, costs = words_of(comparison), wording_of_cost(comparison)
-        sections.append({"comparison": comparison, "words": words, "costs": costs, "images": images})
+        words, further = words_of(comparison), further_tables(comparison)
+        sections.append({"comparison": comparison, "words": words, "further": further, "images": images})
         markdown += [f"## {markdown_text(comparison.title)}", "", markdown_text(comparison.shared), ""]
         markdown += [f"    {printable(command)}", ""] if command else []
         markdown += [*markdown_rows(words), ""]
         markdown += [f"- {markdown_text(note)}" for note in comparison.notes] + [""] * bool(comparison.notes)
-        markdown += [] if costs.empty else [*markdown_rows(costs), ""]
+        for each in further:
+            markdown += [*markdown_rows(each), ""]
     table = pd.concat({(c.dataset, c.partition, c.apart): c.table.assign(target=c.target) for c in comparisons})
     levels = ["dataset", "partition", "settings", "method"]
     table.to_csv(out / "table.csv", index_label=levels, errors="backslashreplace")

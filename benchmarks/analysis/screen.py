@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.analysis.compare import Comparison
-from benchmarks.analysis.tables import legend, wording_of_cost
+from benchmarks.analysis.tables import further_tables, legend
 from benchmarks.terminal import printable
 
 
@@ -33,8 +33,8 @@ def show(comparisons: list[Comparison], words_of: Callable[[Comparison], pd.Data
         for note in comparison.notes:
             console.print(printable(f"* {note}"))
         console.print()
-        if not (costs := wording_of_cost(comparison)).empty:
-            console.print(screen_table(costs))
+        for words in further_tables(comparison):
+            console.print(screen_table(words))
             console.print()
     for line in legend(comparisons):
         console.print(line, style="dim")

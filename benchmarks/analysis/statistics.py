@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from benchmarks.analysis.load import EndedRun
+from benchmarks.federation.metrics import METRICS
 
 TARGET = 0.95
 """The default target accuracy, as a share of the best method's final accuracy."""
@@ -84,15 +85,19 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
     half_interval_of_difference, worst_decile and below_local (share of clients), as fractions; up and down, parameters
     a client and round, and bytes_up and bytes_down; transmitted, parameters in all, and bytes; to_model and
     bytes_to_model, those to be sent until the models judged last are on the clients; to_target, these parameters for
-    the round in which the mean over seeds first reaches the target. NaN where a method has no such figure. Without a
-    ``target``, ``choose_target`` takes one.
+    the round in which the mean over seeds first reaches the target; the other METRICS by name, each with its
+    half_interval_of. NaN where a method has no such figure. Without a ``target``, ``choose_target`` takes one.
     """
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
     columns += ["parameters_per_client_round.down"]
     columns += [f"transmitted.{what}_{way}" for what in ("parameters", "bytes") for way in ("up", "down")]
     flat = pd.json_normalize([run.summary | {"label": run.algo} for finished in runs.values() for run in finished])
     to_model = ["traffic_to_model.parameters", "traffic_to_model.bytes"]
-    seeds = flat.reindex(columns=["label", *columns, *to_model]).groupby("label")
+    others = [metric.name for metric in METRICS if metric.name != "accuracy"]
+    flat = flat.reindex(columns=["label", *columns, *to_model, *(f"{name}.mean" for name in others)])
+    for name in others:  # null where a client's is missing, as in a run that began without this metric
+        flat[f"{name}.mean"] = pd.to_numeric(flat[f"{name}.mean"], errors="coerce")
+    seeds = flat.groupby("label")
     mean = seeds[columns].mean()
     if target is None:
         target = choose_target(mean["accuracy.mean"].max(), reached_alone(runs.get("local", [])))
@@ -130,6 +135,8 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
             "to_model": seeds["traffic_to_model.parameters"].agg(mean_of_all),
             "bytes_to_model": seeds["traffic_to_model.bytes"].agg(mean_of_all),
             "to_target": pd.Series(to_target, dtype=float),
+            **{name: seeds[f"{name}.mean"].agg(mean_of_all) for name in others},
+            **{f"half_interval_of_{name}": seeds[f"{name}.mean"].agg(half_interval) for name in others},
         },
         index=pd.Index(runs, name="method"),
     )

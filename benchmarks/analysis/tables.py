@@ -1,6 +1,6 @@
 """The tables as a person reads them, and what their columns mean."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,7 @@ from matplotlib.ticker import EngFormatter
 
 from benchmarks.analysis.compare import Comparison, arrange
 from benchmarks.analysis.statistics import REFERENCE, TARGET
+from benchmarks.federation.metrics import METRICS
 from benchmarks.perf import cost
 
 LEGEND = (
@@ -24,6 +25,10 @@ LEGEND = (
     "Sent to reach: the same for the first round in which the mean over seeds reaches the target accuracy. The target "
     f"is {100 * TARGET:.0f} % of the best method's final accuracy, or as given; where local training reaches that, the "
     "middle between what local training reaches and the best.",
+)
+LEGEND_OF_METRICS = (
+    "Loss, balanced accuracy and macro F1: as accuracy. The latter two are means over the classes that a client's test "
+    "split holds."
 )
 LEGEND_OF_COST = (
     "Seconds of a round: what benchmarks/perf/cost.py computes from these bytes and the recorded run of "
@@ -102,6 +107,20 @@ def wording_of_grid(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def wording_of_metrics(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each finished method and a column for each metric beside accuracy; none where none is known."""
+    table = comparison.table.loc[list(comparison.runs)]
+    words = {"method": list(table.index)}
+    for metric in METRICS:
+        if metric.name != "accuracy" and table[metric.name].notna().any():
+            halves = table[f"half_interval_of_{metric.name}"]
+            words[metric.label] = [
+                NONE if np.isnan(mean) else metric.show(mean) + ("" if np.isnan(half) else f" ± {metric.show(half)}")
+                for mean, half in zip(table[metric.name], halves, strict=True)
+            ]
+    return pd.DataFrame(words if len(words) > 1 else {})
+
+
 def wording_of_cost(comparison: Comparison) -> pd.DataFrame:
     """Returns a row for each method whose training perf.py measured; none where no run of it is recorded."""
     constants, train = cost.recorded() or (None, {})
@@ -124,6 +143,14 @@ def wording_of_cost(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def legend(comparisons: Iterable[Comparison]) -> tuple[str, ...]:
-    costs = any(not wording_of_cost(comparison).empty for comparison in comparisons)
-    return (*LEGEND, LEGEND_OF_COST) if costs else LEGEND
+FURTHER = {wording_of_metrics: LEGEND_OF_METRICS, wording_of_cost: LEGEND_OF_COST}
+"""The tables after the first one, where they have rows, and what their columns mean."""
+
+
+def further_tables(comparison: Comparison) -> list[pd.DataFrame]:
+    return [words for words_of in FURTHER if not (words := words_of(comparison)).empty]
+
+
+def legend(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    shown = (line for words_of, line in FURTHER.items() if not all(words_of(each).empty for each in comparisons))
+    return *LEGEND, *shown

@@ -21,7 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from benchmarks.federation import files
-from benchmarks.federation.recorder import ClientFigures, Extent
+from benchmarks.federation.metrics import ClientFigures
+from benchmarks.federation.recorder import Extent
 
 VERSION = 3
 KEPT = 2

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.federation import checkpoint
 from benchmarks.federation.ledger import Traffic
-from benchmarks.federation.recorder import ClientFigures, Recorder, check_tables
+from benchmarks.federation.metrics import ClientFigures
+from benchmarks.federation.recorder import Recorder, check_tables
 from benchmarks.federation.registry import build_trainer
 from benchmarks.federation.settings import Settings
 from benchmarks.terminal import printable

@@ -17,21 +17,12 @@ import yaml
 
 from benchmarks.federation import files
 from benchmarks.federation.ledger import Entry
+from benchmarks.federation.metrics import METRICS, ClientFigures
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class ClientFigures:
-    """One client's figures on the model it would deploy, at the end of a round."""
-
-    accuracy: float  # fraction of its test split
-    loss: float  # mean test cross-entropy, nats
-    samples: int  # in its test split
-    validation_accuracy: float  # fraction of its validation split
 
 
 @dataclass(frozen=True)
@@ -48,16 +39,25 @@ class Totals:
     late: int = 0  # participants that the deadline shut out
 
 
+STATISTICS = ("mean", "std", "worst_decile")
+OF_METRICS = {f"{m.name}_{statistic}": f"metrics/{m.name}/{statistic}" for m in METRICS for statistic in STATISTICS}
+
+# A new column comes after those that tables of earlier versions have.
 ROUND_COLUMNS = (
     *("round", "accuracy_mean", "accuracy_std", "accuracy_worst_decile", "loss_mean"),
     *("parameters_up", "parameters_down", "bytes_up", "bytes_down", "seconds"),
     *("accuracy_received_mean", "validation_accuracy_mean", "dropped", "late"),
     *("parameters_to_model", "bytes_to_model"),
+    *OF_METRICS,
 )
-CLIENT_COLUMNS = ("round", "client", "accuracy", "loss", "samples")
-TABLES = {"rounds.csv": ROUND_COLUMNS, "clients.csv": CLIENT_COLUMNS, "ledger.csv": Entry._fields}
+CLIENT_COLUMNS = ("round", "client", "accuracy", "loss", "samples", *(metric.name for metric in METRICS))
+TABLES = {
+    "rounds.csv": tuple(dict.fromkeys(ROUND_COLUMNS)),
+    "clients.csv": tuple(dict.fromkeys(CLIENT_COLUMNS)),
+    "ledger.csv": Entry._fields,
+}
 
-TAGS = {
+TAGS = OF_METRICS | {
     "accuracy_mean": "accuracy/mean",
     "accuracy_std": "accuracy/std over clients",
     "accuracy_worst_decile": "accuracy/worst decile",
@@ -84,14 +84,19 @@ class Table:
     """A CSV file to which this run alone adds rows."""
 
     def __init__(self, path: Path, columns: Iterable[str], kept: Extent | None) -> None:
-        """Begins the file with its header, or cuts it to what was ``kept`` of it, as ``check_tables`` saw it."""
-        self.path = path
+        """Begins the file with its header, or cuts it to what was ``kept`` of it, as ``check_tables`` saw it.
+
+        A file that was begun without one of the ``columns`` goes on without it.
+        """
+        self.path, self.columns = path, list(columns)
         if kept:
             with files.naming(path):
                 os.truncate(path, kept.size)
-                self.size, self.content = kept.size, hashlib.sha256(path.read_bytes())
+                content = path.read_bytes()
+                self.columns = _header(content)
+                self.size, self.content = kept.size, hashlib.sha256(content)
         else:
-            header = (",".join(columns) + "\n").encode()
+            header = (",".join(self.columns) + "\n").encode()
             self.size, self.content = files.write(path, header), hashlib.sha256(header)
 
     def add(self, rows: Iterable[Iterable[Any]]) -> None:
@@ -101,6 +106,10 @@ class Table:
         content = text.getvalue().encode()
         self.size = files.append(self.path, content, self.size)
         self.content.update(content)
+
+    def add_named(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """As ``add``, of values by column; one that a row lacks stays empty."""
+        self.add([row.get(column, "") for column in self.columns] for row in rows)
 
     def read(self) -> list[dict[str, str]]:
         with self.path.open(newline="") as file:
@@ -126,8 +135,12 @@ def check_tables(directory: Path, kept: Mapping[str, Extent]) -> None:
             raise ValueError(f"{name}: {error.strerror}") from None
         if hashlib.sha256(content).hexdigest() != kept[name].sha256:
             raise ValueError(f"{name} holds other rows than it did then")
-        if not content.startswith((",".join(columns) + "\n").encode()):
+        if not set(_header(content)) <= set(columns):
             raise ValueError(f"{name} has other columns than this program writes")
+
+
+def _header(content: bytes) -> list[str]:
+    return content.partition(b"\n")[0].decode(errors="replace").split(",")
 
 
 def whose(client: int | None) -> str:
@@ -135,18 +148,27 @@ def whose(client: int | None) -> str:
     return "server" if client is None else f"client {client}"
 
 
-def summarize_clients(figures: Mapping[int, float]) -> dict[str, Any]:
+def summarize_figures(figures: Mapping[int, ClientFigures]) -> dict[str, dict[str, Any]]:
+    """Returns the summary of each metric and of ``validation_accuracy`` by name; NaN where a client's is missing."""
+    better = {metric.name: metric.higher_is_better for metric in METRICS} | {"validation_accuracy": True}
+    return {
+        name: summarize_clients({client: known.get(name, math.nan) for client, known in figures.items()}, higher)
+        for name, higher in better.items()
+    }
+
+
+def summarize_clients(figures: Mapping[int, float], higher_is_better: bool = True) -> dict[str, Any]:
     """Returns mean, std, worst_decile and per_client of one figure per client; every client counts alike.
 
-    ``std`` is the population's, over clients. ``worst_decile`` is the mean of the lowest ⌈n/10⌉ of n clients.
+    ``std`` is the population's, over clients. ``worst_decile`` is the mean of the worst ⌈n/10⌉ of n clients, NaN first.
     ``per_client`` lists the figures in the order of the clients' numbers.
     """
     per_client = [float(figures[client]) for client in sorted(figures)]
-    worst = sorted(per_client)[: math.ceil(len(per_client) / 10)]
+    worst = sorted(per_client, key=lambda value: (not math.isnan(value), value if higher_is_better else -value))
     return {
         "mean": float(np.mean(per_client)),
         "std": float(np.std(per_client)),
-        "worst_decile": float(np.mean(worst)),
+        "worst_decile": float(np.mean(worst[: math.ceil(len(per_client) / 10)])),
         "per_client": per_client,
     }
 
@@ -201,21 +223,15 @@ class Recorder:
         ``figures`` has at least one client. ``received_accuracy`` is each client's test accuracy on the new aggregate
         with its private tensors, before it trains again; it may be empty. ``seconds`` is the run's time so far.
         """
-        clients = sorted(figures.items())
-        accuracy = summarize_clients({client: f.accuracy for client, f in clients})
-        row = {
-            "round": number,
-            **{f"accuracy_{key}": accuracy[key] for key in ("mean", "std", "worst_decile")},
-            "loss_mean": float(np.mean([f.loss for _, f in clients])),
-            **vars(totals),
-            "seconds": seconds,
-            "validation_accuracy_mean": float(np.mean([f.validation_accuracy for _, f in clients])),
-        }
+        summaries = summarize_figures(figures)
+        row = {"round": number, **vars(totals), "seconds": seconds}
+        row |= {f"{name}_{key}": of[key] for name, of in summaries.items() for key in STATISTICS}
         if received_accuracy:
             row["accuracy_received_mean"] = summarize_clients(received_accuracy)["mean"]
-        self.tables["clients.csv"].add((number, c, f.accuracy, f.loss, f.samples) for c, f in clients)
-        self.tables["rounds.csv"].add([[row.get(column, "") for column in ROUND_COLUMNS]])
-        self._plot(row, accuracy["per_client"])
+        clients = sorted(figures.items())
+        self.tables["clients.csv"].add_named({"round": number, "client": c, **known} for c, known in clients)
+        self.tables["rounds.csv"].add_named([row])
+        self._plot(row, summaries["accuracy"]["per_client"])
         self.board.flush()
 
     def ledger(self, entries: Iterable[Entry]) -> None:

@@ -17,8 +17,9 @@ from baselines.base import Params, all_finite
 from benchmarks.federation import checkpoint, codec
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.ledger import Entry
+from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.participation import Participants, draw_participants, faulty
-from benchmarks.federation.recorder import ClientFigures, Totals
+from benchmarks.federation.recorder import Totals
 from benchmarks.federation.settings import Settings
 
 Returned = TypeVar("Returned")

@@ -8,7 +8,7 @@ from typing import Any
 from baselines.base import Params
 from benchmarks.federation import lock
 from benchmarks.federation.experiment import Run
-from benchmarks.federation.recorder import summarize_clients
+from benchmarks.federation.recorder import summarize_clients, summarize_figures
 
 
 def digest(params: Params) -> str:
@@ -29,15 +29,14 @@ def finish(run: Run) -> None:
 
 def summarize(run: Run) -> dict[str, Any]:
     """Returns what summary.json says of the run."""
-    s, progress, traffic, deployed = run.settings, run.progress, run.traffic, run.figures.deployed
+    s, progress, traffic = run.settings, run.progress, run.traffic
     downloads = progress.round * s.clients_per_round
     messages = {"up": max(downloads - sum(progress.absent.values()), 1), "down": max(downloads, 1)}
     results: dict[str, Any] = {"accuracy": None, "validation_accuracy": None, "accuracy_received_mean": None}
     if progress.diverged:
         results["diverged"] = progress.diverged
     else:
-        results["accuracy"] = summarize_clients({c: f.accuracy for c, f in deployed.items()})
-        results["validation_accuracy"] = summarize_clients({c: f.validation_accuracy for c, f in deployed.items()})
+        results |= summarize_figures(run.figures.deployed)
         results["accuracy_received_mean"] = summarize_clients(run.figures.received)["mean"]
     return {
         "algo": s.algo,

@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.federation.recorder import ClientFigures, whose
+from benchmarks.federation.metrics import ClientFigures
+from benchmarks.federation.recorder import whose
 from benchmarks.federation.settings import Settings
 from benchmarks.runtime.launch.process import launcher
 from benchmarks.terminal import printable
@@ -59,7 +60,7 @@ class Screen:
         figures = ""
         if judged:
             million = (sent["parameters_up"] + sent["parameters_down"]) / 1e6
-            mean = np.mean([client.accuracy for client in judged.values()])
+            mean = np.mean([client["accuracy"] for client in judged.values()])
             figures = f"  accuracy {mean:.3f}  sent {million:.1f} M parameters"
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=number, figures=figures)

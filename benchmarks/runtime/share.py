@@ -13,11 +13,11 @@ from fedml.core.distributed.communication.message import Message
 from safetensors.torch import save
 from torch.utils.data import TensorDataset
 
-from baselines.adapter import RoundContext, evaluate
+from baselines.adapter import RoundContext, predict
 from baselines.base import DivergedError, Params
-from benchmarks.federation import checkpoint, codec
+from benchmarks.federation import checkpoint, codec, metrics
 from benchmarks.federation.experiment import Experiment
-from benchmarks.federation.recorder import ClientFigures
+from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.registry import build_trainer
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError
 from benchmarks.runtime.node import Node
@@ -118,16 +118,10 @@ class Share:
         train, *others = (self.samples(context.client, split) for split in ("train", "test", "validation"))
         try:
             with self.trainer.deployed(train, context) as model:
-                test, validation = (evaluate(model, data) for data in others)
+                return metrics.judge(*(predict(model, data) for data in others))
         except DivergedError as error:
             self.diverged.append((context.client, str(error)))
             return None
-        return ClientFigures(
-            accuracy=test["test_correct"] / test["test_total"],
-            loss=test["test_loss"] / test["test_total"],
-            samples=int(test["test_total"]),
-            validation_accuracy=validation["test_correct"] / max(validation["test_total"], 1),
-        )
 
     def evaluate(self, message: Message) -> None:
         """Judges every client on the new aggregate, and writes the clients' states where a checkpoint is asked for."""
@@ -137,8 +131,7 @@ class Share:
         for client in message.get("clients"):
             self.node.busy = f"client {client}, evaluation after round {message.get('round')}"
             self.take_up(client, message.get(TENSORS))
-            plain = evaluate(self.trainer.model, self.samples(client, "test"))
-            received[client] = plain["test_correct"] / plain["test_total"]
+            received[client] = metrics.accuracy(*predict(self.trainer.model, self.samples(client, "test")))
             context = RoundContext(self.settings.seed, client, message.get("round") - 1)
             if client in untrained and (figures := self.judge(context)):
                 fresh[client] = figures
@@ -149,9 +142,9 @@ class Share:
             Kind.RESULTS,
             0,
             round=message.get("round"),
-            trained=[(number, client, vars(figures)) for client, (number, figures) in self.trained.items()],
+            trained=[(number, client, figures) for client, (number, figures) in self.trained.items()],
             received=received,
-            fresh={client: vars(figures) for client, figures in fresh.items()},
+            fresh=fresh,
             diverged=self.diverged,
             ledger=self.node.com_manager.ledger.take(),
         )

@@ -15,13 +15,14 @@ from safetensors.torch import save
 from benchmarks.federation import checkpoint, planning, rounds
 from benchmarks.federation.experiment import Experiment, Figures, Run
 from benchmarks.federation.ledger import Entry
-from benchmarks.federation.recorder import ClientFigures
 from benchmarks.federation.registry import find_method
 from benchmarks.federation.settings import Settings
+from benchmarks.federation.summary import finish
 from data_partitions import open_store, prepare
+from tests.support import figures_of
 
 CLIENTS, ROUNDS = 3, 6
-FIGURES = {client: ClientFigures(0.5, 1.0, 20, 0.25) for client in range(CLIENTS)}
+FIGURES = {client: figures_of(0.5, 1.0, 20, 0.25) for client in range(CLIENTS)}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,46 @@ def test_a_torn_table_is_named_and_cut_at_the_checkpoint_that_it_reaches(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == {4: 0, 2: 1, 0: 2}[goes_on]
     assert all(f"{table} does not reach it" in sentence for sentence in said)
+
+
+def as_without(directory: Path, *metrics: str) -> None:
+    """Makes the run and its newest checkpoint what a version without these metrics would have left."""
+    tables = {}
+    for name in ("rounds.csv", "clients.csv"):
+        path = directory / name
+        table = [line.split(",") for line in path.read_text().splitlines()]
+        left = [at for at, column in enumerate(table[0]) if not column.startswith(metrics)]
+        lines = [",".join(row[at] for at in left) + "\n" for row in table]
+        path.write_text("".join(lines))
+        kept = "".join(lines[: 1 + 4 * (len(lines) - 1) // 5]).encode()
+        tables[name] = {"size": len(kept), "sha256": hashlib.sha256(kept).hexdigest()}
+    old = {c: {name: of[name] for name in of if name not in metrics} for c, of in FIGURES.items()}
+    change(tables=lambda now: now | tables, figures=old)(directory)
+
+
+def test_a_run_that_began_without_a_metric_goes_on_without_its_columns(
+    again: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = again.settings.directory
+    as_without(directory, "balanced_accuracy", "macro_f1", "loss_std", "loss_worst_decile")
+    run = Run(again, time.monotonic())
+    assert (run.progress.round, capsys.readouterr().err) == (4, "")
+    run.progress.round = 5
+    run.figures.deployed[0] = figures_of(0.75, 1.0, 20, 0.25)  # judged anew, unlike clients 1 and 2
+    rounds.record(run, [])
+    finish(run)
+    header, *_, last = (directory / "rounds.csv").read_text().splitlines()
+    assert header.endswith(",late,parameters_to_model,bytes_to_model")
+    assert last.startswith("5,0.5833")
+    assert last.count(",") == header.count(",")
+    assert (directory / "clients.csv").read_text().splitlines()[-3:] == [
+        "5,0,0.75,1.0,20",
+        "5,1,0.5,1.0,20",
+        "5,2,0.5,1.0,20",
+    ]
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["loss"] == {"mean": 1, "std": 0, "worst_decile": 1, "per_client": [1, 1, 1]}
+    assert summary["macro_f1"] == {"mean": None, "std": None, "worst_decile": None, "per_client": [0.1875, None, None]}
 
 
 def test_a_run_that_begins_anew_leaves_no_checkpoint_to_go_on_from(again: Experiment) -> None:

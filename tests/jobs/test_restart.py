@@ -20,8 +20,20 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from benchmarks.federation import checkpoint
-from benchmarks.federation.recorder import ClientFigures, Extent
-from tests.support import ROOT, alive, directory, family, rows, run, same_findings, start, summary, wait_until
+from benchmarks.federation.recorder import Extent
+from tests.support import (
+    ROOT,
+    alive,
+    directory,
+    family,
+    figures_of,
+    rows,
+    run,
+    same_findings,
+    start,
+    summary,
+    wait_until,
+)
 
 EVERY = 3  # rounds between checkpoints
 ROUNDS = 110
@@ -135,7 +147,7 @@ def write_checkpoint(directory: Path, number: int = 4) -> Path:
     record = {
         **{"round": number, "partition_sha256": "abc", "seen": [1], "received": {1: 0.5}, "seconds": {"training": 1.5}},
         **{"sent": {"bytes_up": 3}, "to_model": {"bytes": 3}, "moved": {"bytes_move": 0}, "absent": {"late": 0}},
-        "figures": {1: ClientFigures(0.5, float("nan"), 20, 0.25)},
+        "figures": {1: figures_of(0.5, float("nan"), 20, 0.25)},
         "tables": {"rounds.csv": Extent(9, "9" * 64)},
     }
     checkpoint.commit(folder, {"w": torch.arange(6.0).reshape(2, 3)}, {}, record)
@@ -156,7 +168,7 @@ def test_a_checkpoint_gives_back_what_went_in(tmp_path: Path) -> None:
     assert found.server == {}
     record = found.record
     assert (record.round, record.seen, record.received, record.sent) == (4, [1], {1: 0.5}, {"bytes_up": 3})
-    assert (record.figures[1].accuracy, record.figures[1].samples) == (0.5, 20)
+    assert (record.figures[1]["accuracy"], record.figures[1]["samples"]) == (0.5, 20)
     assert record.tables == {"rounds.csv": Extent(9, "9" * 64)}
     assert record.states == {1: hashlib.sha256((folder / "client-1.safetensors").read_bytes()).hexdigest()}
     assert checkpoint.load_client(folder, 1, record.states[1], LIKE)["p"].tolist() == [1, 2]

@@ -23,13 +23,13 @@ from tensorboard.plugins.hparams import backend_context, metadata
 
 from benchmarks.federation.recorder import (
     TABLES,
-    ClientFigures,
     Extent,
     Recorder,
     Totals,
     check_tables,
     summarize_clients,
 )
+from tests.support import figures_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"algo": "pfedpara", "seed": 3, "clients": 2, "hyper": {"lr": 0.1, "gamma": 0.5}}
@@ -43,7 +43,7 @@ def heat_map():
 
 def record_round(recorder, number, sent=100):
     """Clients 0 and 1 with accuracy number/10 and number/20; ``sent`` parameters up a round, and as many down."""
-    figures = {c: ClientFigures(number / (10 + 10 * c), 1 / number, 20, number / 50) for c in (1, 0)}
+    figures = {c: figures_of(number / (10 + 10 * c), 1 / number, 20, number / 50) for c in (1, 0)}
     to_model = 2 * sent * number + sent  # one more downlink
     totals = Totals(sent * number, sent * number, 4 * sent * number, 4 * sent * number, to_model, 4 * to_model)
     recorder.round(number, figures, {0: number / 40, 1: number / 40}, totals, 1.5 * number)
@@ -86,14 +86,16 @@ def test_worst_decile_is_the_mean_of_a_tenth_rounded_up(clients, worst):
 
 def test_rows_of_a_round(tmp_path):
     record(tmp_path, [1]).close()
-    assert (
-        tmp_path / "clients.csv"
-    ).read_text() == "round,client,accuracy,loss,samples\n1,0,0.1,1.0,20\n1,1,0.05,1.0,20\n"
+    assert (tmp_path / "clients.csv").read_text() == (
+        "round,client,accuracy,loss,samples,balanced_accuracy,macro_f1\n1,0,0.1,1.0,20,0.05,0.025\n1,1,0.05,1.0,20,0.025,0.0125\n"
+    )
     assert (tmp_path / "rounds.csv").read_text() == (
         "round,accuracy_mean,accuracy_std,accuracy_worst_decile,loss_mean,parameters_up,parameters_down,"
         "bytes_up,bytes_down,seconds,accuracy_received_mean,validation_accuracy_mean,dropped,late,"
-        "parameters_to_model,bytes_to_model\n"
-        "1,0.07500000000000001,0.025,0.05,1.0,100,100,400,400,1.5,0.025,0.02,0,0,300,1200\n"
+        "parameters_to_model,bytes_to_model,loss_std,loss_worst_decile,balanced_accuracy_mean,balanced_accuracy_std,"
+        "balanced_accuracy_worst_decile,macro_f1_mean,macro_f1_std,macro_f1_worst_decile\n"
+        "1,0.07500000000000001,0.025,0.05,1.0,100,100,400,400,1.5,0.025,0.02,0,0,300,1200,"
+        "0.0,1.0,0.037500000000000006,0.0125,0.025,0.018750000000000003,0.00625,0.0125\n"
     )
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
@@ -101,7 +103,7 @@ def test_rows_of_a_round(tmp_path):
 @pytest.mark.parametrize("value", [0.1 + 0.2, 1 / 3, 5e-324, math.nextafter(1.0, 0.0)])
 def test_floats_keep_every_bit(tmp_path, value):
     recorder = Recorder(tmp_path, CONFIG, heat_map)
-    recorder.round(1, {0: ClientFigures(value, value, 1, value)}, {}, Totals(0, 0, 0, 0, 0, 0), 0.0)
+    recorder.round(1, {0: figures_of(value, value, 1, value)}, {}, Totals(0, 0, 0, 0, 0, 0), 0.0)
     recorder.close()
     assert [float(rows(tmp_path / "clients.csv")[0][column]) for column in ("accuracy", "loss")] == [value, value]
     assert float(rows(tmp_path / "rounds.csv")[0]["accuracy_mean"]) == value
@@ -222,7 +224,7 @@ def test_a_killed_run_leaves_whole_rows(tmp_path):
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    for name, columns in (("rounds.csv", 16), ("clients.csv", 5)):
+    for name, columns in ((name, len(TABLES[name])) for name in ("rounds.csv", "clients.csv")):
         text = (tmp_path / name).read_text()
         assert text.endswith("\n")
         assert {line.count(",") for line in text.splitlines()} == {columns - 1}
@@ -273,6 +275,13 @@ def test_tensorboard_shows_every_figure_under_its_name(tmp_path):
         "traffic up to the model/bytes": [(1, 1200), (2, 2000)],
         "traffic up to the model/parameters": [(1, 300), (2, 500)],
         "validation accuracy/mean": [(1, 0.02), (2, 0.04)],
+        "metrics/loss/std": [(1, 0), (2, 0)],
+        "metrics/loss/worst_decile": [(1, 1), (2, 0.5)],
+        **{
+            f"metrics/{name}/{statistic}": [(n, pytest.approx(n * value / share)) for n in (1, 2)]
+            for name, share in (("balanced_accuracy", 2), ("macro_f1", 4))
+            for statistic, value in (("mean", 0.075), ("std", 0.025), ("worst_decile", 0.05))
+        },
     }
     (image,) = events(tmp_path).Images("partition/samples per class and client")
     assert (image.width, image.height) == (200, 100)

@@ -25,9 +25,10 @@ from benchmarks.analysis.plots.accuracy_per_client import ACCURACY_PER_CLIENT
 from benchmarks.analysis.plots.accuracy_vs_parameters import ACCURACY_VS_PARAMETERS
 from benchmarks.analysis.plots.plot import choose_looks
 from benchmarks.analysis.statistics import half_interval
-from benchmarks.analysis.tables import LEGEND_OF_COST, wording
-from benchmarks.federation.recorder import ClientFigures, Recorder, Totals, summarize_clients
+from benchmarks.analysis.tables import LEGEND_OF_COST, wording, wording_of_metrics
+from benchmarks.federation.recorder import Recorder, Totals, summarize_figures
 from benchmarks.perf import cost
+from tests.support import figures_of
 
 PROSE = ("index.html", "table.md")
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def record(
     figures, totals = {}, Totals(0, 0, 0, 0, 0, 0)
     to_model = 2 * received if judged_on == "received" else -2 * sent
     for number, accuracies in enumerate(rounds, 1):
-        figures = {client: ClientFigures(a, 1 - a, 50, a) for client, a in enumerate(accuracies)}
+        figures = {client: figures_of(a, 1 - a, 50, a) for client, a in enumerate(accuracies)}
         transmitted = [2 * number * n for n in (sent, received, 4 * sent, 4 * received)]
         last = sum(transmitted[:2]) + to_model
         totals = Totals(*transmitted, last, 4 * last)
@@ -69,7 +70,7 @@ def record(
     if diverged:
         summary |= {"accuracy": None, "diverged": diverged}
     else:
-        summary["accuracy"] = summarize_clients({client: f.accuracy for client, f in figures.items()})
+        summary |= summarize_figures(figures)
     summary |= {
         "parameters_per_client_round": {"up": sent, "down": received},
         "transmitted": {name: count for name, count in vars(totals).items() if name.endswith(("_up", "_down"))},
@@ -149,6 +150,39 @@ def test_table_by_hand(runs):
         assert table[column].tolist() == pytest.approx(values, nan_ok=True, abs=1e-9, rel=1e-6), column
 
 
+def test_every_metric_is_a_column_of_the_table_and_of_the_page(runs, tmp_path, monkeypatch, capsys):
+    """`figures_of`: loss is 1 − accuracy, balanced accuracy and macro F1 a half and a quarter of it."""
+    (comparison,) = compare(load([runs]))
+    for name, expected in (
+        ("loss", [0.10, 0.18, 0.26]),
+        ("balanced_accuracy", [0.45, 0.41, 0.37]),
+        ("half_interval_of_macro_f1", [0, 4.302653 * 0.005 / np.sqrt(3), 0]),
+    ):
+        assert comparison.table[name].tolist() == pytest.approx(expected, abs=1e-7)
+    words = wording_of_metrics(comparison)
+    assert words["macro F1 %"].tolist() == ["22.5 ± 0.0", "20.5 ± 1.2", "18.5 ± 0.0"]
+    assert words["loss, nats"].tolist() == ["0.100 ± 0.000", "0.180 ± 0.050", "0.260 ± 0.000"]
+    run_report(monkeypatch, capsys, runs, "--out", tmp_path)
+    assert {"loss", "balanced_accuracy", "macro_f1"} <= set(pd.read_csv(tmp_path / "table.csv"))
+    for file in ("index.html", "table.md"):
+        content = (tmp_path / file).read_text()
+        assert "balanced accuracy %" in content
+        assert "20.5 ± 1.2" in content
+
+
+def test_a_run_without_the_later_metrics_has_dashes(tmp_path):
+    record(tmp_path, "fedavg", 0, [(0.4, 0.6)])
+    old = record(tmp_path, "fedper", 0, [(0.4, 0.7)])
+    summary = json.loads((old / "summary.json").read_text())
+    del summary["balanced_accuracy"]
+    summary["macro_f1"] |= {"mean": None, "per_client": [None, 0.1]}
+    (old / "summary.json").write_text(json.dumps(summary))
+    (comparison,) = compare(load([tmp_path]))
+    words = wording_of_metrics(comparison).set_index("method")
+    assert words.loc["fedper"].to_dict() == {"loss, nats": "0.450", "balanced accuracy %": "–", "macro F1 %": "–"}
+    assert words.loc["fedavg", "macro F1 %"] == "12.5"
+
+
 def test_parameters_to_a_given_target(runs):
     (comparison,) = compare(load([runs]), target=0.6)
     # Means over clients after rounds 1 and 2: fedavg 0.2, 0.6; local 0.5, 0.6; pfedpara 0.5, 0.85. So all need two.
@@ -184,7 +218,7 @@ def test_runs_that_did_not_count_the_traffic_up_to_the_model_are_still_read(tmp_
     summary = json.loads((old / "summary.json").read_text())
     del summary["traffic_to_model"]
     (old / "summary.json").write_text(json.dumps(summary))
-    pd.read_csv(old / "rounds.csv").iloc[:, :-2].to_csv(old / "rounds.csv", index=False)
+    pd.read_csv(old / "rounds.csv").loc[:, :"late"].to_csv(old / "rounds.csv", index=False)
     (comparison,) = compare(load([tmp_path]))
     assert comparison.table["transmitted"].to_dict() == {"fedavg": 800, "fedper": 800}
     for column, counted in (("to_model", 1000), ("to_target", 1000)):
@@ -340,7 +374,7 @@ def test_files_of_a_report(runs, tmp_path, monkeypatch, capsys):
     assert set(table["target"]) == {0.8}
     markdown = (out / "table.md").read_text().splitlines()
     cells = [line.strip("|").split("|") for line in markdown if line.startswith("|")]
-    assert {len(row) for row in cells} == {11}
+    assert {len(row) for row in cells} == {11, 4}  # the comparison, and the further metrics
     assert cells[3][:3] == [" fedavg ", " 3 ", " 82.0 ± 5.0 "]
 
 
@@ -428,7 +462,7 @@ def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, ca
         *("optimizer", "dense, 32 bits", "dense, 8 bits", "dense, 8 bits up, 4 bits down"),
         *("lowrank, 32 bits", "fedpara, 32 bits"),
     ]
-    assert rows[2:] == [
+    assert rows[2:4] == [
         ["fedadam", "–", "–", "–", "50.0 (2 MB)", "–"],  # one round, two clients, up and down, four bytes
         ["fedavg", "82.0 ± 25.4 (16 MB)", "70.0 (16 MB)", "55.0 (16 MB)", "–", "60.0 (2 MB)"],
     ]

@@ -25,12 +25,12 @@ from benchmarks.analysis.load import load
 from benchmarks.analysis.plots import PLOTS
 from benchmarks.analysis.plots.plot import STYLE, choose_looks
 from benchmarks.federation import files
-from benchmarks.federation.recorder import ClientFigures, Recorder, Totals, summarize_clients
+from benchmarks.federation.recorder import Recorder, Totals, summarize_clients
 from benchmarks.terminal import printable
 from data_partitions import heat_map, open_store, prepare
 from data_partitions.show import contact_sheet
 from data_partitions.show import printable as printable_name
-from tests.support import ROOT, command, on_terminal, run
+from tests.support import ROOT, command, figures_of, on_terminal, run
 
 NAME = "$x_^$ $y$ [red]*b* _i_ <img src=x onerror=alert(1)> `c` a|b :smile: & &lt; \x1b[31m\x07 \u202e 漢字\nend"
 SHOWN = "$x_^$ $y$ [red]*b* _i_ <img src=x onerror=alert(1)> `c` a|b :smile: & &lt; \\x1b[31m\\x07 \\u202e 漢字\\nend"
@@ -113,7 +113,7 @@ def record(folder: Path, name: str, **diverged: object) -> None:
     """Records a run of one round, of which every text that somebody may choose is ``name``."""
     config = {"algo": name, "dataset": name, "partition": name, "model": name, "label": name, "seed": len(diverged)}
     recorder = Recorder(folder, config | {"hyper": {"note": name}, "clients": 2, "rounds": 1}, Figure)
-    recorder.round(1, {c: ClientFigures(0.5, 1, 5, 0.5) for c in (0, 1)}, {}, Totals(4, 4, 16, 16, 8, 32), 1)
+    recorder.round(1, {c: figures_of(0.5, 1, 5, 0.5) for c in (0, 1)}, {}, Totals(4, 4, 16, 16, 8, 32), 1)
     accuracy = None if diverged else summarize_clients({0: 0.4, 1: 0.6})
     sums = {
         "parameters_per_client_round": {"up": 2, "down": 2},
