@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -175,3 +176,14 @@ def on_terminal(words: list[str], columns: int) -> Iterator[bytes]:
     finally:
         os.close(ours)
         assert job.wait(timeout=60) == 0
+
+
+def copy_project(folder: Path) -> Path:
+    """Makes ``folder`` hold what a clone does, and returns it: the files that git knows or would add."""
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder

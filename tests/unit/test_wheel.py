@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, copy_project
 
 PACKAGES = {"baselines", "benchmarks", "data_partitions", "pfedpara"}
 
@@ -19,14 +19,7 @@ PACKAGES = {"baselines", "benchmarks", "data_partitions", "pfedpara"}
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the files that git knows, so that nothing is left behind among them."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.splitlines()
-    for name in names:
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    source = copy_project(folder / "source")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", folder, source], check=True, stdin=subprocess.DEVNULL)
     (built,) = folder.glob("*.whl")
