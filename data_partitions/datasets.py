@@ -77,15 +77,25 @@ def _cifar(name: str, md5: str, members: list[str], label_bytes: int, normalisat
     return Dataset([Layout(members, partial(cifar, label_bytes=label_bytes))], [remote], normalisation)
 
 
-def _federated(archive: str, sha256: str, leaf: str, classes: list[str]) -> Dataset:
-    """What TensorFlow Federated publishes as HDF5 and LEAF's scripts write as JSON, in folder `leaf`."""
+def _federated(
+    archive: str,
+    sha256: str,
+    leaf: str,
+    classes: list[str] | None = None,
+    alphabet: list[str] | None = None,
+    digits_only: bool = False,
+) -> Dataset:
+    """What TensorFlow Federated publishes as HDF5 and LEAF's scripts write as JSON, in folder `leaf`.
+
+    Images have `classes` and texts an `alphabet`.
+    """
     tff_files = [f"{archive}_{split}.h5" for split in ("train", "test")]
     leaf_files = [f"{leaf}/data/{split}/*.json" for split in ("train", "test")]
     url = f"https://storage.googleapis.com/tff-datasets-public/{archive}.tar.bz2"
     return Dataset(
         [
-            Layout(tff_files, partial(clients.tff, classes=classes)),
-            Layout(leaf_files, partial(clients.leaf, classes=classes)),
+            Layout(tff_files, partial(clients.tff, classes=classes, alphabet=alphabet)),
+            Layout(leaf_files, partial(clients.leaf, classes=classes, alphabet=alphabet, digits_only=digits_only)),
         ],
         [Remote(url, f"sha256:{sha256}", f"{archive}.tar.bz2", tff_files)],
         None,
@@ -141,13 +151,14 @@ DATASETS: dict[str, Dataset] = {
         "fed_emnist",
         "fe1ed5a502cea3a952eb105920bff8cffb32836b5173cb18a57a32c3606f3ea0",
         "femnist",
-        CHARACTERS,
+        classes=CHARACTERS,
     ),
     "femnist10": _federated(
         "fed_emnist_digitsonly",
         "55333deb8546765427c385710ca5e7301e16f4ed8b60c1dc5ae224b42bd5b14b",
         "femnist",
-        DIGITS,
+        classes=DIGITS,
+        digits_only=True,
     ),
     "cifar10": _cifar(
         "cifar-10-binary",
@@ -183,7 +194,7 @@ DATASETS: dict[str, Dataset] = {
         "shakespeare",
         "0285be9906cb5f268092eee4edeeacfc2af4574f2941f7cc2f08a321d7f5c707",
         "shakespeare",
-        LETTERS,
+        alphabet=LETTERS,
     ),
 }
 

@@ -9,10 +9,28 @@ of a model start with weights of equal size.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
+
+
+class Input(NamedTuple):
+    words: str
+    dimensions: tuple[int, ...]  # how many a sample's shape may have
+
+
+IMAGES, TEXTS = Input("images (H, W) or (H, W, C)", (2, 3)), Input("texts (T,)", (1,))
+
+
+class Model(NamedTuple):
+    """``build`` is called with channels, height, width and classes of images, and returns named layers in their order;
+    or with the classes of texts.
+    """
+
+    build: Callable[..., nn.Module]
+    takes: Input = IMAGES
 
 
 def build_model(
@@ -28,16 +46,15 @@ def build_model(
         raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}")
     if classes < 2:
         raise ValueError(f"classes is {classes}; a classifier needs at least 2")
-    dimensions = (1,) if name == "lstm" else (2, 3)
-    if len(input_shape) not in dimensions or min(input_shape) < 1:
-        expected = "texts (T,)" if name == "lstm" else "images (H, W) or (H, W, C)"
-        raise ValueError(f"{name} takes {expected}, not an input of shape {tuple(input_shape)}")
-    if name == "lstm":
-        return CharacterLSTM(classes)
+    build, takes = MODELS[name]
+    if len(input_shape) not in takes.dimensions or min(input_shape) < 1:
+        raise ValueError(f"{name} takes {takes.words}, not an input of shape {tuple(input_shape)}")
+    if takes is TEXTS:
+        return build(classes)
     height, width, channels = (*input_shape, 1)[:3]
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise ValueError(f"mean {mean} and std {std} must have one value for each of {channels} channels, std > 0")
-    model = MODELS[name](channels, height, width, classes)
+    model = build(channels, height, width, classes)
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -180,13 +197,13 @@ class CharacterLSTM(nn.Module):
         return self.classifier(outputs[:, -1])  # (B, classes)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "cnn-bn": cnn_bn,
-    "vgg16": vgg16,
-    "resnet18": resnet18,
-    "lstm": CharacterLSTM,
+MODELS = {
+    "mlp": Model(mlp),
+    "cnn": Model(cnn),
+    "cnn-bn": Model(cnn_bn),
+    "vgg16": Model(vgg16),
+    "resnet18": Model(resnet18),
+    "lstm": Model(CharacterLSTM, TEXTS),
 }
 
 

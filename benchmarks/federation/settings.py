@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.federation.codec import UNQUANTIZED, Format
+from benchmarks.federation.models import MODELS
+from data_partitions.datasets import NAMES
 from data_partitions.partitioners import parse
 from pfedpara.hadamard import Method as Factors
 
@@ -27,8 +29,7 @@ class Settings(BaseModel):
     algo: str = Field("pfedpara", description="methods, one after another in one process group; 'help' lists them")
     dataset: str = Field(
         "mnist5k",
-        description="mnist5k | mnist | fashion-mnist | emnist | femnist | femnist10 | cifar10 | cifar100 | cinic10 | "
-        "shakespeare | npz:PATH | h5:PATH",
+        description=" | ".join(NAMES),
     )
     data_dir: Path = Field(Path("data"), description="where raw data lies or is downloaded to")
     partition: str = Field(
@@ -52,7 +53,7 @@ class Settings(BaseModel):
         "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
     )
     quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
-    model: str = Field("mlp", description="mlp | cnn | cnn-bn | vgg16 | resnet18 | lstm")
+    model: str = Field("mlp", description=" | ".join(MODELS))
     seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
     eval_every: int = Field(

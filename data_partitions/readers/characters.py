@@ -17,28 +17,26 @@ LETTERS = list("\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghi
 SEQUENCE = 80
 """Characters before the one to predict, as in LEAF."""
 
-UNKNOWN, SPACE = len(LETTERS), LETTERS.index(" ")
-_LETTER_ID = np.full(128, UNKNOWN, np.uint8)
-_LETTER_ID[[ord(letter) for letter in LETTERS]] = np.arange(len(LETTERS))
 
-
-def windows(text: str) -> tuple[np.ndarray, np.ndarray]:
+def windows(text: str, alphabet: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """x uint8 (n, 80) and y uint8 (n,): the text cut into pieces of 80 characters and the one that follows.
 
     The pieces do not overlap, unlike LEAF's, so that no character is in two samples and none leaks between splits. What
     is left at the end is dropped. Characters outside the alphabet have the number after its last.
     """
     count = len(text) // (SEQUENCE + 1)
-    ids = _ids(text[: count * (SEQUENCE + 1)])
+    ids = _ids(text[: count * (SEQUENCE + 1)], alphabet)
     return ids[:, :-1], ids[:, -1]
 
 
-def _ids(text: str) -> np.ndarray:
+def _ids(text: str, alphabet: list[str]) -> np.ndarray:
+    number = np.full(max(map(ord, alphabet)) + 1, len(alphabet), np.uint8)
+    number[[ord(letter) for letter in alphabet]] = np.arange(len(alphabet))
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").reshape(-1, SEQUENCE + 1)
-    return np.where(codes < len(_LETTER_ID), _LETTER_ID[np.minimum(codes, len(_LETTER_ID) - 1)], np.uint8(UNKNOWN))
+    return np.where(codes < len(number), number[np.minimum(codes, len(number) - 1)], np.uint8(len(alphabet)))
 
 
-def disjoint_windows(x: list[str], y: list[str], where: str) -> tuple[np.ndarray, np.ndarray]:
+def disjoint_windows(x: list[str], y: list[str], alphabet: list[str], where: str) -> tuple[np.ndarray, np.ndarray]:
     """As `windows`, of LEAF's samples: where each is the one before moved by a character, every 81st is kept."""
     as_many(where, len(x), "its y", len(y))
     if any(
@@ -46,7 +44,7 @@ def disjoint_windows(x: list[str], y: list[str], where: str) -> tuple[np.ndarray
         for before, after in zip(x, y, strict=True)
     ):
         raise DataError(f"{where} has other samples than {SEQUENCE} characters and the one that follows; give these")
-    ids = _ids("".join(before + after for before, after in zip(x, y, strict=True)))
+    ids = _ids("".join(before + after for before, after in zip(x, y, strict=True)), alphabet)
     starts = np.concatenate([[True], (ids[1:, :-1] != ids[:-1, 1:]).any(axis=1)])
     index = np.arange(len(ids))
     moved = index - np.maximum.accumulate(np.where(starts, index, 0))

@@ -10,7 +10,7 @@ import numpy as np
 from data_partitions.errors import DataError, note, reading, some
 from data_partitions.hdf5 import hdf5_child, open_hdf5
 from data_partitions.readers.arrays import AGAIN, Arrays, all_of, as_many, check_labels, hdf5_array, same_shape
-from data_partitions.readers.characters import CHARACTERS, DIGITS, LETTERS, SPACE, UNKNOWN, disjoint_windows, windows
+from data_partitions.readers.characters import CHARACTERS, DIGITS, LETTERS, disjoint_windows, windows
 from data_partitions.readers.values import as_labels, as_uint8, one_scale
 
 
@@ -26,9 +26,10 @@ class Part(NamedTuple):
     taken: str = ""
 
 
-def tff(files: list[Path], classes: list[str] | None = None) -> Arrays:
+def tff(files: list[Path], classes: list[str] | None = None, alphabet: list[str] | None = None) -> Arrays:
     """TensorFlow Federated's HDF5, examples/<client>/…: images and labels, or text; a second file is the test part.
 
+    Images have ``classes`` and texts an ``alphabet``. Without either the files tell which, with LETTERS for texts.
     Grey values stay as they are: in Federated EMNIST the background is 1.
     """
     parts = []
@@ -41,7 +42,9 @@ def tff(files: list[Path], classes: list[str] | None = None) -> Arrays:
                 held = list(group)
                 if "snippets" in held:
                     text = b"\n".join(np.atleast_1d(hdf5_array(group, "snippets", path)).tolist())
-                    parts.append(Part(name, is_test, where, *windows(text.decode(errors="replace"))))
+                    parts.append(
+                        Part(name, is_test, where, *windows(text.decode(errors="replace"), alphabet or LETTERS))
+                    )
                     continue
                 keys = [
                     next((key for key in kind if key in held), "")
@@ -55,13 +58,18 @@ def tff(files: list[Path], classes: list[str] | None = None) -> Arrays:
                 y, taken = as_labels(y, where)
                 x, scale = as_uint8(x, where)
                 parts.append(Part(name, is_test, where, x, y, scale, taken))
-    return _by_client(parts, classes, files, divided=len(files) > 1)
+    return _by_client(parts, classes, alphabet, files, divided=len(files) > 1)
 
 
-def leaf(files: list[Path], classes: list[str]) -> Arrays:
+def leaf(
+    files: list[Path],
+    classes: list[str] | None = None,
+    alphabet: list[str] | None = None,
+    digits_only: bool = False,
+) -> Arrays:
     """LEAF's JSON in folders `train` and `test`: each user's images of 784 pixels, or 80 characters and the next one.
 
-    Where the classes are the ten digits, images of the other 52 characters are left out.
+    Images have ``classes`` and texts an ``alphabet``. digits_only: images of the other 52 characters are left out.
     """
     parts, others, count = [], 0, 0
     for path in files:
@@ -82,22 +90,24 @@ def leaf(files: list[Path], classes: list[str]) -> Arrays:
                     f"{where} has other than x, lists of 784 numbers or 80 characters, and y; give these"
                 ) from error
             if isinstance(first, str):
-                parts.append(Part(name, is_test, where, *disjoint_windows(x, y, where)))
+                parts.append(Part(name, is_test, where, *disjoint_windows(x, y, alphabet or LETTERS, where)))
                 continue
             y, taken = as_labels(y, where)
             as_many(where, len(x), "its y", len(y))
             x, scale = as_uint8(x, where)
-            if classes == DIGITS:
+            if digits_only:
                 check_labels(y, CHARACTERS, where)
                 others, count = others + np.count_nonzero(y >= len(DIGITS)), count + len(y)
                 x, y = x[y < len(DIGITS)], y[y < len(DIGITS)]
             parts.append(Part(name, is_test, where, x, y, scale, taken))
     if others:
         note(f"read {count - others} of {count} samples: {others} are letters")
-    return _by_client(parts, classes, files, divided=True)
+    return _by_client(parts, classes, alphabet, files, divided=True)
 
 
-def _by_client(parts: list[Part], classes: list[str] | None, files: list[Path], divided: bool) -> Arrays:
+def _by_client(
+    parts: list[Part], classes: list[str] | None, alphabet: list[str] | None, files: list[Path], divided: bool
+) -> Arrays:
     for part in parts:
         as_many(part.where, len(part.x), "its y", len(part.y))
     used = [part for part in parts if len(part.y)]
@@ -109,7 +119,7 @@ def _by_client(parts: list[Part], classes: list[str] | None, files: list[Path], 
             f"{all_of(files)}: left out {len(empty)} of {len(names) + len(empty)} clients, "
             f"without samples: {some(empty)}"
         )
-    text = used[0].scale == "text" if classes is None else classes == LETTERS
+    text = alphabet is not None or (classes is None and used[0].scale == "text")
     for part in used:
         if (part.scale == "text") != text:
             kinds = ("images", "texts") if text else ("texts", "images")
@@ -121,15 +131,16 @@ def _by_client(parts: list[Part], classes: list[str] | None, files: list[Path], 
     x = np.concatenate(one_scale([(part.x, part.scale) for part in used], [part.where for part in used]))
     y = np.concatenate([part.y for part in used])
     if text:
-        if unknown := np.count_nonzero(x == UNKNOWN) + np.count_nonzero(y == UNKNOWN):
+        classes = alphabet or LETTERS
+        if unknown := np.count_nonzero(x == len(classes)) + np.count_nonzero(y == len(classes)):
             note(f"{all_of(files)}: {unknown} of {x.size + y.size} characters are outside the alphabet, read as spaces")
-        x, y = (np.where(ids == UNKNOWN, SPACE, ids).astype(np.uint8) for ids in (x, y))
+        x, y = (np.where(ids == len(classes), classes.index(" "), ids).astype(np.uint8) for ids in (x, y))
     number = {name: index for index, name in enumerate(names)}
     lengths = [len(part.y) for part in used]
     return Arrays(
         x,
         y,
-        LETTERS if text else classes,
+        classes,
         np.repeat([number[part.name] for part in used], lengths),
         names,
         np.repeat([part.is_test for part in used], lengths) if divided else None,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.federation.models import MODELS, Normalize, build_model
+from benchmarks.federation.models import MODELS, TEXTS, Normalize, build_model
 from pfedpara.hadamard import Method
 from pfedpara.parameterize import parameterize, reconstruct, split_parameters, summarize
 
@@ -79,7 +79,7 @@ def sorted_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def mean_squares(name: str, method: Method | None, seed: int) -> dict[str, tuple[float, float]]:
     """Of the output of each layer of a fresh model, and of the loss's gradient in it; no method is the dense model."""
     torch.manual_seed(seed)
-    batch = torch.randint(10 if name == "lstm" else 256, (4, *INPUTS[name]), dtype=torch.uint8)
+    batch = torch.randint(10 if MODELS[name].takes is TEXTS else 256, (4, *INPUTS[name]), dtype=torch.uint8)
     model = build_model(name, INPUTS[name], 10, *COLOUR)
     if method:
         reconstruct(parameterize(model, method, 0.3))  # the same composed weights, only quicker
