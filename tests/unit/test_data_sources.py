@@ -23,6 +23,7 @@ from data_partitions import DataError, Store, open_store, prepare
 from data_partitions.download import Remote, fetch
 from data_partitions.readers.arrays import Arrays
 from data_partitions.readers.characters import LETTERS
+from data_partitions.readers.clients import tff
 from data_partitions.sources import Source, load, locate
 
 RNG = np.random.default_rng(0)
@@ -603,6 +604,15 @@ def test_raw_and_gzipped_files_may_be_mixed(tmp_path: Path) -> None:
         write_idx(tmp_path / f"{name.replace('-idx', '.idx')}.gz", array)
     with built("mnist", tmp_path, tmp_path / "out") as store:
         assert (everything(store)[0] == x).all()
+
+
+def test_a_text_set_brings_its_own_alphabet(tmp_path: Path) -> None:
+    """Of the 81 characters acac…a the first c is a z, which this alphabet lacks: it is read as a space."""
+    write_tff(tmp_path / "own.h5", {"a": {"snippets": [("ac" * 41)[:81].replace("c", "z", 1).encode()]}})
+    found = tff([tmp_path / "own.h5"], alphabet=["c", "a", " "])
+    assert found.classes == ["c", "a", " "]
+    assert found.x.tolist() == [[1, 2] + [1, 0] * 39]
+    assert found.y.tolist() == [1]
 
 
 def write_leaf(folder: Path, **users: dict) -> None:
