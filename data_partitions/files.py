@@ -72,9 +72,12 @@ def new_file(path: Path, kind: str) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def known_file(path: Path, kind: str) -> Iterator[h5py.File]:
-    """The HDF5 file at `path`, read-only. Raises DataError unless it is of this kind and version and undamaged."""
-    with open_hdf5(path, kind, REMOVE) as file:
+def known_file(path: Path, kind: str, tried: bool = False) -> Iterator[h5py.File]:
+    """The HDF5 file at `path`, read-only. Raises DataError unless it is of this kind and version and undamaged.
+
+    `tried`: as for open_hdf5.
+    """
+    with open_hdf5(path, kind, REMOVE, tried) as file:
         if file.attrs.get("format") != kind:
             raise DataError(f"{path} is not a {kind} file; remove it or name another")
         if (found := int(file.attrs["version"])) != VERSIONS[kind]:

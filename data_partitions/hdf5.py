@@ -17,17 +17,19 @@ STRUCTURE_SECONDS, STRUCTURE_BYTES = 5, 1 << 30  # more than HDF5 needs to read 
 
 
 @contextmanager
-def open_hdf5(path: Path, kind: str, advice: str) -> Iterator[h5py.File]:
+def open_hdf5(path: Path, kind: str, advice: str, tried: bool = False) -> Iterator[h5py.File]:
     """The one way into an HDF5 file, read-only: HDF5 gets through it, or it is not opened here.
 
     `kind` is what the file should be, `advice` what to do with a broken one. What is in it is reached by hdf5_child.
+    `tried`: HDF5 got through it already, in this process or another; no process is forked then.
     Raises DataError, also for what fails on reading within the block.
     """
     with reading(path, kind, advice):
         if not path.is_file():
             raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; a {kind} file is needed there")
         path.open("rb").close()
-        _try(path, kind, advice)
+        if not tried:
+            _try(path, kind, advice)
         with _opened(path) as file:
             yield file
 

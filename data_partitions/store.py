@@ -79,10 +79,10 @@ class Store:
     clients: how many. meta: what the samples are; task, classes, input_shape, mean and std are its fields.
     """
 
-    def __init__(self, path: Path, sha256: str | None) -> None:
+    def __init__(self, path: Path, sha256: str | None, tried: bool) -> None:
         self._path = path
         with ExitStack() as opened:
-            file = opened.enter_context(known_file(path, PARTITION_FORMAT))
+            file = opened.enter_context(known_file(path, PARTITION_FORMAT, tried))
             self.sha256: str = file.attrs["sha256"]
             self.recipe: dict[str, Any] = json.loads(file.attrs["recipe"])
             self.provenance: dict[str, str] = json.loads(file.attrs["provenance"])
@@ -99,7 +99,8 @@ class Store:
             if self._embedded:
                 self._x, self._y = hdf5_child(file, "x", h5py.Dataset, REMOVE), mapped(file, "y")
             else:
-                with known_file(path.parent / Path(file.attrs["samples"]).name, SAMPLES_FORMAT) as beside:
+                beside_path = path.parent / Path(file.attrs["samples"]).name
+                with known_file(beside_path, SAMPLES_FORMAT, tried) as beside:
                     self._x, self._y = mapped(beside, "x"), mapped(beside, "y")
             self._check_shapes(path)
             self._file = opened.pop_all()
@@ -175,9 +176,12 @@ class Store:
         self.close()
 
 
-def open_store(path: Path, sha256: str | None = None) -> Store:
-    """Open a partition store and verify it, against content hash `sha256` too where given. Raises DataError."""
-    return Store(path, sha256)
+def open_store(path: Path, sha256: str | None = None, tried: bool = False) -> Store:
+    """Open a partition store and verify it, against content hash `sha256` too where given. Raises DataError.
+
+    `tried`: it has been opened already, in this process or another, so that no child has to try its structure.
+    """
+    return Store(path, sha256, tried)
 
 
 def _number(split: str) -> int:

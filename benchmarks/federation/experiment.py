@@ -60,7 +60,7 @@ class Run:
         ``started``: when this job began with it, on the clock of ``time.monotonic``.
         """
         self.settings = settings = experiment.settings
-        self.store = open_store(experiment.store, experiment.partition_sha256)
+        self.store = open_store(experiment.store, experiment.partition_sha256, tried=True)  # in planning
         self.sizes = self.store.sizes("train").tolist()
         self.trainer = build_trainer(settings, self.store)  # trains nobody, but knows the method
         self.aggregator = self.trainer.make_aggregator(settings.clients)

@@ -36,7 +36,7 @@ class Share:
     def __init__(self, node: Node, experiment: Experiment, device: str, partition_sha256: str) -> None:
         """Opens the experiment's partition and builds the model. ``node`` sends the answers."""
         self.node, self.device, self.settings = node, device, experiment.settings
-        store = open_store(experiment.store, partition_sha256)
+        store = open_store(experiment.store, partition_sha256, tried=True)  # by rank 0
         self.samples = lru_cache(CACHED)(partial(load, store, device))
         self.trainer = build_trainer(self.settings, store, device)
         self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
