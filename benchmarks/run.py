@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file: no installation is needed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.runtime.launch import process
-from benchmarks.runtime.launch.fork import share_imports
-from benchmarks.runtime.launch.imports import defer_packages
+from benchmarks.runtime.launch import fail, launch
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def plan() -> list["Experiment"]:
                 print(planning.explain_tuning(due), flush=True)
             return due
     except (options.UsageError, DataError) as error:
-        process.fail(str(error), 2)
+        fail(str(error), 2)
     except SystemExit:  # --help
         pass
     return []
@@ -70,25 +68,16 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO)
     else:
         warnings.simplefilter("ignore")
-    defer_packages()
-    share_imports(load)
-    group = process.start()
     nodes: list[Any] = []
 
-    def where() -> str:
-        busy = next((node.busy for node in nodes if node.busy), "between rounds")
-        return f"rank {group.comm.rank}, {busy if nodes else 'start'}"
+    def busy() -> str:
+        return next((node.busy for node in nodes if node.busy), "between rounds") if nodes else "start"
 
-    process.fail_on_error(where, verbose)
-    if group.comm.rank == 0:
-        due = plan()
-        packed = form().dump_json(due) if due else b""
-        process.open_gate(group, packed)
-    else:
-        packed = process.wait_at_gate(group)
-    if not packed:
-        process.leave()
+    group = launch(load, busy, verbose)
+    packed = group.broadcast(lambda: form().dump_json(plan()))
     experiments = form().validate_json(packed)
+    if not experiments:
+        group.leave()
 
     import torch
 
@@ -96,18 +85,18 @@ def main() -> None:
     from benchmarks.runtime.worker import Worker
 
     torch.set_num_threads(1)
-    transport = MpiTransport(group.comm, group.job, group.one_host)
+    transport = MpiTransport(group)
     if group.comm.rank or group.comm.size == 1:
         nodes.append(Worker(transport, group.comm.rank or 1, experiments, group.local_rank))
     if group.comm.rank == 0:
         from benchmarks.runtime.screen import Screen
         from benchmarks.runtime.server import Server
 
-        nodes.append(Server(transport, experiments, Screen(len(experiments)), process.launched()))
+        nodes.append(Server(transport, experiments, Screen(len(experiments)), group.launched))
     for node in nodes[:-1]:  # the last one's run() does that itself
         node.register_message_receive_handlers()
     nodes[-1].run()
-    process.leave()
+    group.leave()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 if not __package__:  # run as a file: no installation is needed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.runtime.launch.imports import defer_packages
+from benchmarks.runtime.launch import defer_packages
 
 warnings.simplefilter("ignore")
 defer_packages()

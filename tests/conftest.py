@@ -3,7 +3,7 @@
 import torch
 from hypothesis import settings
 
-from benchmarks.runtime.launch.imports import defer_packages
+from benchmarks.runtime.launch import defer_packages
 
 defer_packages()
 torch.set_num_threads(1)  # with a busy neighbour, a second one makes small models many times slower

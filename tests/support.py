@@ -29,7 +29,10 @@ def command(*options: str, ranks: int = 1, before: str = "") -> list[str]:
     """Returns the words that start a job. ``before`` is Python for each rank to run ahead of the benchmark."""
     program = ["benchmarks/run.py"]
     if before:
-        start = "from benchmarks import run\nrun.defer_packages()\n"
+        start = (
+            "from benchmarks import run\nfrom benchmarks.runtime.launch import defer_packages, process\n"
+            "process.prepare()\ndefer_packages()\n"
+        )
         program = ["-W", "ignore", "-c", f"{start}{before}\nrun.main()"]
     return ["mpirun", "-np", str(ranks), sys.executable, *program, *options]
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.runtime.launch.process import keep_freed_memory
+from benchmarks.runtime.launch import keep_freed_memory
 from pfedpara.hadamard import as_matrices, inner_product
 from pfedpara.parameterize import compositions, parameterize
 from pfedpara.streams import stream_state

@@ -13,9 +13,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.runtime.launch import process
-from benchmarks.runtime.launch.fork import share_imports
-from benchmarks.runtime.launch.imports import defer_packages
+from benchmarks.runtime.launch import defer_packages, launch
 
 EXCHANGES = 5  # each n; the median counts
 IDLE = 5.0  # seconds
@@ -84,8 +82,8 @@ def exchange(comm: Any, manager: Any, payload: Any, sizes: list[int], finish: An
 
 def main() -> None:
     sizes = [int(word) for word in sys.argv[1:] if word.isdigit()]
-    defer_packages()
     if "--stock" in sys.argv:
+        defer_packages()
         import logging
 
         import torch
@@ -98,14 +96,13 @@ def main() -> None:
         manager = MpiCommunicationManager(comm, comm.rank, comm.size)
         exchange(comm, manager, lambda n: {"w": torch.zeros(n)}, sizes, lambda: comm.Abort(0))
         return
-    share_imports(load)
-    group = process.start()
+    group = launch(load)
     import torch
 
     from benchmarks.runtime.transport import MpiTransport
 
-    transport = MpiTransport(group.comm, group.job, group.one_host)
-    exchange(group.comm, transport, torch.zeros, sizes, lambda: process.end_job(0))
+    transport = MpiTransport(group)
+    exchange(group.comm, transport, torch.zeros, sizes, lambda: group.comm.Abort(0))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.recorder import whose
 from benchmarks.federation.settings import Settings
-from benchmarks.runtime.launch.process import launcher
+from benchmarks.runtime.launch import launcher
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:

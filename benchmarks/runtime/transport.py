@@ -21,7 +21,7 @@ from fedml.core.distributed.communication.observer import Observer
 from mpi4py import MPI
 
 from benchmarks.federation.ledger import Ledger
-from benchmarks.runtime.launch import process
+from benchmarks.runtime.launch import Group
 from benchmarks.runtime.messages import decode, encode, enter, parse_header
 
 HEADER, BODY = 1, 3  # MPI tags
@@ -35,10 +35,9 @@ class MpiTransport(BaseCommunicationManager):
     pass through the same encoding. Every message that carries tensors of a client is entered in ``ledger``.
     """
 
-    def __init__(self, comm: Any, job: str, one_host: bool) -> None:
-        """``job`` names this run's doorbells, the same text on every rank."""
-        self.comm, self.job, self.ledger = comm, job, Ledger()
-        self.worker_count = max(1, comm.size - 1)
+    def __init__(self, group: Group) -> None:
+        self.group, self.comm, self.ledger = group, group.comm, Ledger()
+        self.worker_count = max(1, self.comm.size - 1)
         self.longest_sleep = LONGEST_SLEEP
         self.observers: dict[int, Observer] = {}
         self.sends: list[tuple[Any, np.ndarray]] = []
@@ -49,12 +48,12 @@ class MpiTransport(BaseCommunicationManager):
         self.doorbell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.doorbell.setblocking(False)
         with contextlib.suppress(OSError):
-            if process.make_folder():
-                self.doorbell.bind(self._address(comm.rank))
-                self.longest_sleep = LONGEST_SLEEP_BY_DOORBELL if one_host else LONGEST_SLEEP
+            if group.folder:
+                self.doorbell.bind(self._address(self.comm.rank))
+                self.longest_sleep = LONGEST_SLEEP_BY_DOORBELL if group.one_host else LONGEST_SLEEP
 
     def _address(self, rank: int) -> str:
-        return str(process.STATE.folder / f"{self.job}-{rank}")
+        return f"{self.group.folder}/{self.group.job}-{rank}"
 
     def add_observer(self, observer: Any) -> None:
         self.observers[observer.get_sender_id()] = observer

@@ -251,7 +251,6 @@ def test_traffic_up_to_the_model_follows_from_the_ledger(
 
 TAP = """
 import pickle
-from benchmarks.runtime.launch import process
 
 class Tap:
     def __init__(self, comm):

@@ -221,6 +221,45 @@ def test_a_full_disk_ends_the_job_in_one_sentence(tmp_path: Path) -> None:
     assert wait_until(lambda: not alive([], out), DOWN_WITHIN)
 
 
+def test_a_folder_of_a_job_that_was_killed_goes_with_the_next_job_and_no_other_does() -> None:
+    def folder(pid: int) -> Path:
+        born = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/tmp/pfedpara-{Path('/proc/self/ns/pid').stat().st_ino}-{pid}-{born}")
+
+    with subprocess.Popen(["sleep", "60"]) as killed:
+        folders = [folder(killed.pid), folder(os.getpid())]
+        for each in folders:
+            each.mkdir(0o700)
+            (each / "word").touch()
+        killed.kill()
+    words = [sys.executable, "-c", "from benchmarks.runtime.launch import launch; launch(lambda: None).leave()"]
+    try:
+        assert subprocess.run(words, cwd=ROOT, timeout=60).returncode == 0
+        assert [each.exists() for each in folders] == [False, True]
+    finally:
+        for each in folders:
+            shutil.rmtree(each, ignore_errors=True)
+
+
+NO_FORK = """
+import os
+from mpi4py import MPI
+
+def refuse():
+    if MPI.Is_initialized() and MPI.COMM_WORLD.rank:
+        os.write(2, b"a worker forks\\n")
+        os._exit(1)
+os.register_at_fork(before=refuse)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fork", ["0", "1"])
+def test_no_worker_forks_once_mpi_is_initialised(tmp_path: Path, fork: str) -> None:
+    done = run(*ONE, "--out", str(tmp_path), ranks=3, before=NO_FORK, PFL_FORK=fork)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_threads_that_fail_together_end_the_job_in_one_sentence() -> None:
     """As when a full disk fails a table and TensorBoard's own writer at once."""
     code = (
@@ -247,14 +286,13 @@ def test_a_signal_while_a_process_fails_does_not_silence_it() -> None:
 def test_ranks_that_fail_together_end_the_job_in_one_sentence() -> None:
     """As when a full disk fails several workers' parts of a checkpoint at once."""
     code = (
-        "from benchmarks.runtime.launch import process; group = process.start()\n"
-        "process.fail_on_error(lambda: f'rank {group.comm.rank}', verbose=False)\n"
+        "from benchmarks.runtime.launch import launch; group = launch(lambda: None)\n"
         "group.comm.Barrier(); raise OSError('disk full')"
     )
     words = ["mpirun", "-np", "4", sys.executable, "-c", code]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: rank [0-3]: OSError: disk full\n", done.stderr)
+    assert re.fullmatch(r"error: rank [0-3], start: OSError: disk full\n", done.stderr)
 
 
 @pytest.mark.slow
@@ -275,7 +313,7 @@ def test_a_name_that_another_user_took_stops_and_silences_nobody(
     taken = tmp_path / "taken"
     taken.mkdir()
     taken.chmod(0o777)  # as good as another's
-    take = f"from pathlib import Path; run.process.STATE.folder = Path({str(taken)!r})"
+    take = f"from pathlib import Path; process.STATE.folder = Path({str(taken)!r})"
     done = run(*options, "--out", str(tmp_path / "out"), ranks=3, before=take)
     assert done.returncode == status
     assert len(done.stderr.splitlines()) == int(status > 0), done.stderr

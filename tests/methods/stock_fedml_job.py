@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.runtime.launch.imports import defer_packages
+from benchmarks.runtime.launch import defer_packages
 
 defer_packages()  # spares each rank seconds of imports; the wiring is FedML's all the same
 

@@ -154,15 +154,13 @@ def test_ledger_adds_up_and_starts_anew() -> None:
 def test_messages_of_a_rank_arrive_in_the_order_in_which_it_sent_them() -> None:
     """Also where a small one is there before the tensors of the one ahead of it."""
     code = """
-from benchmarks.runtime.launch.imports import defer_packages
-defer_packages()
-from benchmarks.runtime.launch import process
-group = process.start()
+from benchmarks.runtime.launch import launch
+group = launch(lambda: None)
 import torch
 from fedml.core.distributed.communication.message import Message
 from benchmarks.runtime.messages import TENSORS, Kind
 from benchmarks.runtime.transport import MpiTransport
-transport, sizes = MpiTransport(group.comm, group.job, group.one_host), [3_000_000, 0, 5, 0, 1_000_000, 0]
+transport, sizes = MpiTransport(group), [3_000_000, 0, 5, 0, 1_000_000, 0]
 class Node:
     got = []
     def get_sender_id(self):
@@ -185,7 +183,7 @@ else:
     transport.add_observer(Node())
     transport.handle_receive_message()
     print(Node.got == list(enumerate(sizes)))
-process.leave()
+group.leave()
 """
     words = ["mpirun", "-np", "2", sys.executable, "-W", "ignore", "-c", code]
     piecewise = {"MPIR_CVAR_CH4_CMA_ENABLE": "0"}  # as over a network, where tensors take their time

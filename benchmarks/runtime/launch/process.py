@@ -36,13 +36,6 @@ HYDRA = {"PMI_FD", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"} <= os.environ.keys()  #
 FAILING = threading.RLock()  # of the thread that ends the job; it never lets go
 LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
-mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
-
-# Before the first import of numpy or torch: with more ranks than cores, a second thread per rank costs more than it
-# brings, and sums stay in one order.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # instead of a traceback from whatever is being imported
 
 
 def born(pid: int) -> int:
@@ -80,6 +73,59 @@ class Group(NamedTuple):
     job: str  # a name no other job on these hosts has
     one_host: bool
     local_rank: int  # this rank's number on its host
+    folder: Path | None  # of this job on this host, for its sockets; None where another user took its name
+
+    @property
+    def launched(self) -> float:
+        """When the user started this job, on the clock of ``time.monotonic``.
+
+        From the kernel's own clock: psutil's time of creation is off by up to a second.
+        """
+        started = born(launcher().pid) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
+
+    def broadcast(self, plan: Callable[[], bytes]) -> bytes:
+        """Returns what ``plan`` does, which only rank 0 calls; the others sleep until it has."""
+        from mpi4py import MPI
+
+        if self.comm.rank == 0:
+            planned = plan()
+            for request in [self.comm.Isend(planned, dest=rank, tag=GATE) for rank in range(1, self.comm.size)]:
+                request.Wait()
+            return planned
+        status = MPI.Status()
+        while not self.comm.Iprobe(source=0, tag=GATE, status=status):
+            time.sleep(0.01)
+        received = bytearray(status.Get_count(MPI.BYTE))
+        self.comm.Recv(received, source=0, tag=GATE)
+        return bytes(received)
+
+    def leave(self) -> NoReturn:
+        """Ends this rank through ``MPI_Finalize``, without the seconds that Python and torch take to clean up.
+
+        By C's ``exit``: MPICH tells the launcher in an exit handler that the rank left in order, and mpirun returns 9
+        when it sees one leave without. ``start()`` has cut off the handlers that were there before MPI's.
+        """
+        from mpi4py import MPI
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        MPI.Finalize()
+        if self.folder and not STATE.watched:
+            with contextlib.suppress(OSError):
+                for socket_file in self.folder.glob(f"*-{RANK or 0}"):
+                    socket_file.unlink()
+                self.folder.rmdir()  # the last rank of the host can
+        LIBC.exit(0)
+        raise AssertionError("exit() returned")
+
+
+def prepare() -> None:
+    """For each process, before the first import of numpy, torch or MPI."""
+    # With more ranks than cores, a second thread a rank costs more than it brings, and sums stay in one order.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # instead of a traceback from whatever is being imported
+    mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
 
 
 def start() -> Group:
@@ -102,13 +148,17 @@ def start() -> Group:
     everyone = bytearray(CARD * comm.size)
     comm.Allgather(f"{secrets.token_hex(8)} {socket.gethostname()}".encode()[:CARD].ljust(CARD), everyone)
     names, hosts = zip(*(everyone[i : i + CARD].decode().split() for i in range(0, len(everyone), CARD)), strict=True)
-    group = Group(comm, names[0], len(set(hosts)) == 1, hosts[: comm.rank].count(hosts[comm.rank]))
-    if not group.local_rank:  # each rank holds what it needs of them by now
+    local_rank = hosts[: comm.rank].count(hosts[comm.rank])
+    if not local_rank:  # each rank holds what it needs of them by now
         for line in Path("/proc/self/maps").read_text().splitlines():
             if "/dev/shm/mpich_" in line:
                 Path(line.split()[5]).unlink(missing_ok=True)
         unlink_traces()
-    return group
+        remove_abandoned()
+    folder = None
+    with contextlib.suppress(OSError):
+        folder = STATE.folder if make_folder() else None
+    return Group(comm, names[0], len(set(hosts)) == 1, local_rank, folder)
 
 
 @cache
@@ -155,6 +205,15 @@ def is_private(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o77
 
 
+def remove_abandoned() -> None:
+    """Removes what this user's jobs left whose processes were all killed at once."""
+    for folder in STATE.folder.parent.glob(f"{STATE.folder.name.rsplit('-', 2)[0]}-*"):
+        with contextlib.suppress(OSError, ValueError):
+            _, _, above, ticks = folder.name.split("-")
+            if is_private(folder) and not (Path("/proc", above).exists() and born(int(above)) == int(ticks)):
+                shutil.rmtree(folder)
+
+
 def clean_up() -> None:
     """Removes what the job leaves on this host; for the last of its processes."""
     unlink_traces()
@@ -176,54 +235,6 @@ def launcher() -> "psutil.Process":
 
     above = psutil.Process().parents()
     return next((p for p in above if p.name().startswith(("mpirun", "mpiexec", "prterun", "srun"))), psutil.Process())
-
-
-def launched() -> float:
-    """Returns when the user started this job, on the clock of ``time.monotonic``.
-
-    From the kernel's own clock: psutil's time of creation is off by up to a second.
-    """
-    started = born(launcher().pid) / os.sysconf("SC_CLK_TCK")
-    return time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
-
-
-def open_gate(group: Group, plan: bytes) -> None:
-    """Rank 0: lets every other rank go on with ``plan``; an empty one sends it home."""
-    for request in [group.comm.Isend(plan, dest=rank, tag=GATE) for rank in range(1, group.comm.size)]:
-        request.Wait()
-
-
-def wait_at_gate(group: Group) -> bytes:
-    """Every other rank: returns the plan of rank 0, asleep until it comes."""
-    from mpi4py import MPI
-
-    status = MPI.Status()
-    while not group.comm.Iprobe(source=0, tag=GATE, status=status):
-        time.sleep(0.01)
-    plan = bytearray(status.Get_count(MPI.BYTE))
-    group.comm.Recv(plan, source=0, tag=GATE)
-    return bytes(plan)
-
-
-def leave() -> NoReturn:
-    """Ends this rank through ``MPI_Finalize``, without the seconds that Python and torch take to clean up.
-
-    By C's ``exit``: MPICH tells the launcher in an exit handler that the rank left in order, and mpirun returns 9 when
-    it sees one leave without. ``start()`` has cut off the handlers that were there before MPI's.
-    """
-    from mpi4py import MPI
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    MPI.Finalize()
-    if not STATE.watched:
-        with contextlib.suppress(OSError):
-            if is_private(STATE.folder):
-                for socket_file in STATE.folder.glob(f"*-{RANK or 0}"):
-                    socket_file.unlink()
-                STATE.folder.rmdir()  # the last rank of the host can
-    LIBC.exit(0)
-    raise AssertionError("exit() returned")
 
 
 def fail(sentence: str, code: int) -> NoReturn:
