@@ -1,24 +1,6 @@
 """Lets the ranks of a host import once: a watcher imports, then forks a child to be each of them.
 
-To MPICH's launcher (Hydra) a rank is whoever speaks on the socket that it left in ``PMI_FD``. So the processes that it
-started hand that socket, their output and their environment to the watcher of their host, and wait:
-
-    mpirun ─ proxy ─┬─ first process: waits ─ watcher: imports, forks, watches ─┬─ rank 0
-                    ├─ second process: waits                                    ├─ rank 1
-                    └─ third process: waits                                     └─ rank 2
-
-What makes it sound:
-- The fork happens before MPI is initialised and with a single thread. Where an import left another thread behind
-  (``OMP_NUM_THREADS`` above 1, say) nobody forks, and every process goes on by itself.
-- A child has all that makes a process a rank: PMI socket, standard output and error, environment, command line.
-- One end is everybody's. The kernel kills the ranks when the watcher dies, and the processes that Hydra started when
-  its proxy dies. Hydra kills what it started as soon as one of them dies, but does not know the watcher: that one
-  notices any end, also mpirun's, says which it was, ends the job on all hosts and removes what it would leave behind.
-  The first process does so where the watcher is killed.
-- A rank that leaves in order lets its waiting process leave in order.
-- They meet in a folder that no other user can enter. Where another user took its name, every process goes on by itself.
-
-``PFL_FORK=0`` goes without: every process imports for itself, and nobody watches.
+docs/launch.md shows the processes, and says why this is sound and what it relies on.
 """
 
 import contextlib
