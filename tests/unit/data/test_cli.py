@@ -13,11 +13,12 @@ from PIL import Image
 from data_partitions import heat_map, open_store, prepare
 from data_partitions.presets import PRESETS
 from data_partitions.show import contact_sheet, duplicates, label_distance
+from tests.support import ROOT
 
 
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "data_partitions", *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "COLUMNS": "120"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 

@@ -29,9 +29,8 @@ from benchmarks.federation.recorder import (
     check_tables,
     summarize_clients,
 )
-from tests.support import figures_of
+from tests.support import ROOT, figures_of
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"algo": "pfedpara", "seed": 3, "clients": 2, "hyper": {"lr": 0.1, "gamma": 0.5}}
 
 
@@ -215,7 +214,7 @@ def test_a_fresh_start_leaves_nothing_of_an_earlier_one(tmp_path):
 
 def test_a_killed_run_leaves_whole_rows(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from tests.unit.test_recorder import record\n"
+        f"import sys; from pathlib import Path; from {__name__} import record\n"
         "record(Path(sys.argv[1]), range(1, 10**9))"
     )
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)

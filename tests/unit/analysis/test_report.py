@@ -28,10 +28,9 @@ from benchmarks.analysis.statistics import half_interval
 from benchmarks.analysis.tables import LEGEND_OF_COST, wording, wording_of_metrics
 from benchmarks.federation.recorder import Recorder, Totals, summarize_figures
 from benchmarks.perf import cost
-from tests.support import figures_of
+from tests.support import ROOT, figures_of
 
 PROSE = ("index.html", "table.md")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def record(
