@@ -8,7 +8,7 @@
 # that was stopped goes on. RANKS: processes in the group (default: one server and a worker per core).
 set -euo pipefail
 cd "$(dirname "$0")"
-. ./environment.sh requirements.txt
+. ./environment.sh requirements.lock
 
 report=()
 case "${1:-}" in
