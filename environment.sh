@@ -1,68 +1,64 @@
 # Sourced by run_all.sh and run_tests.sh with the lock to install: makes .venv on first use and goes on in it.
-# An environment that is active is used instead; it is told what goes into it, and keeps its torch.
+# An environment that is active is used instead; it is told what goes into it, and it keeps its torch.
 #   PYTHON=…     the interpreter for .venv (default: the newest of Python 3.11 to 3.14 that is there)
-#   TORCH=cpu    PyTorch's CPU-only build, from its own index: 0.9 GB instead of 6 (pytorch.org/get-started/locally)
+#   TORCH=cpu    PyTorch's CPU-only build, from PyTorch's own index: 2 GB of space instead of 7
 lock=$1
 give_up() {
   echo "error: $*" >&2
   exit 1
 }
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }
+has() { python -c "import $1" 2>/dev/null; }
 
 environment=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
-if [ -z "$environment" ]; then
+if [ -n "$environment" ]; then
+  fits python || give_up "the active environment $environment has $(python --version 2>&1); Python 3.11 to 3.14 is right"
+else
   environment=$PWD/.venv
-  if ! [ -f .venv/complete ]; then
-    python=
-    for candidate in ${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3}; do
-      if fits "$candidate"; then
-        python=$candidate
-        break
-      fi
+  if ! [ -f .venv/whole ]; then
+    for python in ${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3} ""; do
+      if [ -z "$python" ] || fits "$python"; then break; fi
     done
-    [ -n "$python" ] || give_up "Python 3.11 to 3.14 is needed, and ${PYTHON:-none of them} is not it;" \
-      "install one and name it: PYTHON=/path/to/python3"
-    [ -w . ] || give_up "cannot make .venv in $PWD, which is read-only; activate an environment of your own first"
-    rm -rf .venv
+    [ -n "$python" ] || give_up "no Python 3.11 to 3.14 was found (tried ${PYTHON:-python3.11 to python3.14, python3});" \
+      "install one, or name it by PYTHON=/path/to/python3"
+    rm -rf .venv && mkdir .venv || give_up "cannot make $environment; activate an environment of your own first"
     if command -v uv >/dev/null; then
-      uv venv --quiet --python "$(command -v "$python")" .venv || give_up "uv could not make .venv with $python"
+      uv venv --quiet --allow-existing --python "$(command -v "$python")" .venv
     else
-      "$python" -m venv .venv || give_up "$python cannot make .venv; Debian and Ubuntu have its package python3-venv"
-    fi
-    touch .venv/complete
+      "$python" -m venv .venv
+    fi || give_up "$python cannot make .venv; on Debian and Ubuntu the package python3-venv is needed"
+    touch .venv/whole
   fi
   . .venv/bin/activate
-else
-  fits python || give_up "the active environment $environment has $(python --version 2>&1); 3.11 to 3.14 are right"
 fi
 
-stamp=$environment/installed-$(basename "$lock")
+install() {
+  if command -v uv >/dev/null; then
+    uv pip install --quiet --python "$(command -v python)" "$@"
+  else
+    python -m pip install --quiet --disable-pip-version-check "$@"
+  fi || give_up "$lock could not be installed into $environment, see above; the same command tries again"
+}
+stamp=$environment/installed-$lock
 wanted=$(cat "$lock" && echo "TORCH=${TORCH:-}")
 if [ "$wanted" != "$(cat "$stamp" 2>/dev/null)" ]; then
   rm -f "$stamp" # what breaks off is not taken for whole
-  installing=$environment/installing-$(basename "$lock")
-  pip_options=() uv_options=() size=7
-  if [ "$environment" != "$PWD/.venv" ] && python -c 'import torch' 2>/dev/null; then
-    size=1
-    grep -v -E '^(torch|torchvision|triton|nvidia-|cuda-)' "$lock" >"$installing"
-    echo "torch==$(python -c 'import torch; print(torch.__version__)')" >>"$installing"
-    python -c 'import torchvision' 2>/dev/null || echo "torchvision" >>"$installing"
+  size=7 without='^$' index=()
+  if [ "$environment" != "$PWD/.venv" ] && has torch; then
+    size=1 without='^(torch|torchvision|triton|nvidia-.*|cuda-.*)=='
   elif [ "${TORCH:-}" = cpu ]; then
-    size=2
-    grep -v -E '^(triton|nvidia-|cuda-)' "$lock" >"$installing"
-    pip_options=(--extra-index-url https://download.pytorch.org/whl/cpu)
-    uv_options=(--torch-backend cpu)
-  else
-    cp "$lock" "$installing"
+    size=2 without='^(triton|nvidia-.*|cuda-.*)=='
+    index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+    if command -v uv >/dev/null; then index=(--torch-backend cpu); fi
   fi
   free=$(($(df -Pk "$environment" | awk 'NR == 2 { print $4 }') / 1000000))
-  [ "$free" -ge "$size" ] || give_up "$environment has $free GB of space left, and $size are needed; TORCH=cpu needs 2"
-  echo "installing $lock into $environment (once: up to $size GB, most of it PyTorch)"
-  if command -v uv >/dev/null; then
-    uv pip install --quiet --python "$environment/bin/python" --no-deps "${uv_options[@]}" -r "$installing"
-  else
-    python -m pip install --quiet --disable-pip-version-check --no-deps "${pip_options[@]}" -r "$installing"
-  fi || give_up "$lock could not be installed (the reason stands above); the same command tries again"
-  rm "$installing"
+  [ "$free" -ge "$size" ] || give_up "$environment has $free GB of space left, $size are needed (2 with TORCH=cpu)"
+  echo "installing $lock into $environment (once; up to $size GB, most of it PyTorch)"
+  grep -v -E "$without" "$lock" >"$environment/installing"
+  install --no-deps "${index[@]}" -r "$environment/installing"
+  if [ $size = 1 ] && ! has torchvision; then # the one that goes with the torch that is there
+    install torchvision "torch==$(python -c 'import torch; print(torch.__version__)')"
+  fi
+  rm "$environment/installing"
   echo "$wanted" >"$stamp"
 fi
