@@ -29,7 +29,7 @@ def fetch(remotes: list[Remote], data_dir: Path) -> None:
         # requests warns of newer companions than it was tested with.
         warnings.simplefilter("ignore")
         import pooch  # type: ignore[import-untyped]
-        from requests import HTTPError, RequestException  # type: ignore[import-untyped]
+        from requests import HTTPError, RequestException
 
     pooch.get_logger().setLevel("WARNING")
     for remote in remotes:
@@ -44,7 +44,7 @@ def fetch(remotes: list[Remote], data_dir: Path) -> None:
                 downloader=_resuming(target.with_name(f"{target.name}.part")),
             )
         except (RequestException, OSError, ValueError) as error:
-            if isinstance(error, HTTPError):
+            if isinstance(error, HTTPError) and error.response is not None:
                 reason = f"the server answered {error.response.status_code}"
             elif isinstance(error, RequestException):
                 reason = "there is no connection, or it broke off"
@@ -87,7 +87,7 @@ def _resuming(partial: Path) -> Callable[[str, str, object], None]:
                 downloader(url, file, pooch_instance)
             except HTTPError as error:
                 # 416: the server has nothing beyond what is here, so this is the whole file; its checksum will tell.
-                if error.response.status_code != 416:
+                if error.response is None or error.response.status_code != 416:
                     raise
             finally:
                 if not file.tell():

@@ -97,7 +97,7 @@ def leaf(
             x, scale = as_uint8(x, where)
             if digits_only:
                 check_labels(y, CHARACTERS, where)
-                others, count = others + np.count_nonzero(y >= len(DIGITS)), count + len(y)
+                others, count = others + int(np.count_nonzero(y >= len(DIGITS))), count + len(y)
                 x, y = x[y < len(DIGITS)], y[y < len(DIGITS)]
             parts.append(Part(name, is_test, where, x, y, scale, taken))
     if others:

@@ -1,4 +1,4 @@
-"""environment.sh, which the scripts source: a real environment each time, and a wheel of our own in place of torch's."""
+"""environment.sh, which the scripts source: each time a real environment, and a wheel of our own in torch's place."""
 
 import os
 import shutil
