@@ -16,6 +16,15 @@ from pfedpara.trainer import FEDAVG_ON
 
 TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
 
+METAVARS = {
+    **dict.fromkeys(("data_dir", "out", "state_dir"), "DIR"),
+    **dict.fromkeys(("quantize", "quantize_down"), "BITS"),
+    **dict.fromkeys(("fraction", "deadline"), "X"),
+    **dict.fromkeys(("dropout", "stragglers"), "P"),
+    **{"partition": "SPEC", "checkpoint_minutes": "M", "comm_timeout": "S"},
+}
+SEVERAL = ("algo", "partition", "parameterization", "quantize", "seed")
+DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
 HYPER_OPTIONS = ("lr", "lr_decay", "epochs", "batch_size", "clip_norm", "gamma")
 DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:
 
@@ -41,51 +50,21 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
 
-    def option(name: str, **kwargs: Any) -> None:
-        field = Settings.model_fields[name]
-        flag = "--" + name.replace("_", "-")
-        default = [field.default] if kwargs.get("nargs") else field.default
-        p.add_argument(flag, default=default, help=f"{field.description} (default: {field.default})", **kwargs)
-
-    option("algo", nargs="+", metavar="NAME")
-    option("dataset", metavar="NAME")
-    option("data_dir", metavar="DIR")
-    option("partition", nargs="+", metavar="SPEC")
-    option("fraction", metavar="X")
-    option("tuning", action="store_true")
-    option("clients", metavar="N")
-    p.add_argument("--clients-per-round", metavar="N", help="clients drawn for each round (default: all)")
-    option("rounds", metavar="N")
-    option("model", metavar="NAME")
-    p.add_argument(
-        "--parameterization",
-        nargs="+",
-        default=[None],
-        metavar="NAME",
-        help=Settings.model_fields["parameterization"].description,
-    )
-    option("quantize", nargs="+", metavar="BITS")
-    option("quantize_down", metavar="BITS")
-    option("seed", nargs="+", metavar="N")
-    option("out", metavar="DIR")
-    option("eval_every", metavar="N")
-    option("checkpoint_every", metavar="N")
-    option("checkpoint_minutes", metavar="M")
-    option("comm_timeout", metavar="S")
-    option("state_dir", metavar="DIR")
-    option("dropout", metavar="P")
-    option("stragglers", metavar="P")
-    option("deadline", metavar="X")
-    option("threads", metavar="N")
-    option("device", metavar="NAME")
-    option("histograms", action="store_true")
+    for name, field in Settings.model_fields.items():
+        if name in ("hyper", "tuned"):
+            continue
+        default = None if name in DEFAULT_FOLLOWS else field.default
+        said = f"{field.description}" if default is None else f"{field.description} (default: {default})"
+        kind: dict[str, Any] = {"metavar": METAVARS.get(name, "N" if field.annotation is int else "NAME")}
+        if field.annotation is bool:
+            kind = {"action": "store_true"}
+        elif name in SEVERAL:
+            kind["nargs"], default = "+", [default]
+        p.add_argument("--" + name.replace("_", "-"), default=default, help=said, **kind)
     for name in HYPER_OPTIONS:
         meaning = next(m.fields[name].description for m in METHODS.values() if name in m.fields)
-        p.add_argument(
-            "--" + name.replace("_", "-"),
-            metavar="X",
-            help=f"{meaning} (default: the method's; --algo help)",
-        )
+        said = f"{meaning} (default: the method's; --algo help)"
+        p.add_argument("--" + name.replace("_", "-"), metavar="X", help=said)
     p.add_argument(
         "--set",
         nargs="+",

@@ -27,10 +27,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     algo: str = Field("pfedpara", description="methods, one after another in one process group; 'help' lists them")
-    dataset: str = Field(
-        "mnist5k",
-        description=" | ".join(NAMES),
-    )
+    dataset: str = Field("mnist5k", description=" | ".join(NAMES))
     data_dir: Path = Field(Path("data"), description="where raw data lies or is downloaded to")
     partition: str = Field(
         "dirichlet:0.5",
@@ -40,9 +37,7 @@ class Settings(BaseModel):
     fraction: float = Field(1.0, gt=0, le=1, description="share of each client's training samples that is kept")
     tuning: bool = Field(False, description="train on the half of the data set that is set aside for tuning")
     clients: int = Field(10, ge=1, description="clients that hold data")
-    clients_per_round: int = Field(
-        10, ge=1, description="clients drawn for each round; all where fewer are not asked for"
-    )
+    clients_per_round: int = Field(10, ge=1, description="clients drawn for each round (default: all)")
     rounds: int = Field(30, ge=1, description="rounds of communication")
     parameterization: Literal["dense", "fedpara", "pfedpara", "lowrank"] = Field(
         "dense",

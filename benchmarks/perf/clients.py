@@ -9,24 +9,16 @@ participant's own model is judged when it has trained, as always where not all t
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import psutil
 
+from benchmarks.perf.runtime import ROOT, watch
 from pfedpara.streams import stream_seed
 
-ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 50
-
-
-def pss(launcher: psutil.Process) -> int:
-    """Returns the bytes that the job's ranks hold together, shared pages counted once."""
-    ranks = [p for p in launcher.children(recursive=True) if p.name().startswith("python")]
-    return sum(p.memory_full_info().pss for p in ranks)
 
 
 def measure(ranks: int, clients: int, participants: int, rounds: int, folder: Path) -> tuple[float, float]:
@@ -40,18 +32,11 @@ def measure(ranks: int, clients: int, participants: int, rounds: int, folder: Pa
     command += ["--dataset", f"npz:{data}", "--partition", "iid", "--clients", str(clients), "--rounds", str(rounds)]
     command += ["--clients-per-round", str(participants), "--epochs", "1", "--batch-size", "10", "--lr", "0.01"]
     command += ["--set", "pfedme.personal_lr=0.01", "--eval-every", "0", "--checkpoint-every", "0", "--out", str(out)]
-    job = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    peak = 0
-    while job.poll() is None:
-        try:
-            peak = max(peak, pss(psutil.Process(job.pid)))
-            job.wait(timeout=0.5)
-        except (subprocess.TimeoutExpired, psutil.Error):
-            continue
-    if job.returncode:
-        raise SystemExit(job.returncode)
+    seen = watch(command, ROOT)
+    if seen["status"]:
+        raise SystemExit(int(seen["status"]))
     summary = json.loads(next(out.rglob("summary.json")).read_text())
-    return 1000 * summary["seconds"]["training"] / (rounds * participants), peak / 1e6
+    return 1000 * summary["seconds"]["training"] / (rounds * participants), 1000 * seen["pss"]
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ python -m benchmarks.perf.data
 """
 
 import tempfile
-import time
+import timeit
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,7 @@ ROLES, CHARACTERS = 715, 5_800  # as many as LEAF's Shakespeare has, 4.2 million
 
 def seconds(action: Callable[[], object], repeats: int = 1) -> float:
     """The least time of `repeats` runs: what the machine can do when nothing disturbs it."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+    return min(timeit.repeat(action, number=1, repeat=repeats))
 
 
 def images(folder: Path) -> Path:
@@ -87,8 +83,7 @@ def epochs(path: Path) -> None:
 
 def exhaust(way: Callable[[], Iterable]) -> None:
     """Draw all batches of an epoch."""
-    for _ in way():
-        pass
+    deque(way(), maxlen=0)
 
 
 def main() -> None:

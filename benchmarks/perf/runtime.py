@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,9 +58,9 @@ def plain_loop(rounds: int) -> list[float]:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
     shared = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    seconds = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
+
+    def take_round() -> None:
+        nonlocal shared
         updates = []
         for x, y in data:
             net.load_state_dict(shared)
@@ -69,8 +71,8 @@ def plain_loop(rounds: int) -> list[float]:
                 optimizer.step()
             updates.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
         shared = {name: sum(update[name] for update in updates) / CLIENTS for name in shared}
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+
+    return timeit.repeat(take_round, number=1, repeat=rounds)
 
 
 def vectorized_loop(rounds: int) -> list[float]:
@@ -88,9 +90,9 @@ def vectorized_loop(rounds: int) -> list[float]:
         return F.cross_entropy(functional_call(net, weights, (x,)), y)
 
     gradients_of = vmap(grad(loss))
-    seconds = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
+
+    def take_round() -> None:
+        nonlocal shared
         weights = {name: tensor.expand(CLIENTS, *tensor.shape).clone() for name, tensor in shared.items()}
         order = torch.stack([torch.randperm(SAMPLES) for _ in range(CLIENTS)])
         for batch in order.split(BATCH, dim=1):  # (K, B)
@@ -100,8 +102,8 @@ def vectorized_loop(rounds: int) -> list[float]:
             for name, gradient in gradients.items():
                 weights[name] -= scale.view(-1, *[1] * (gradient.dim() - 1)) * gradient
         shared = {name: tensor.mean(0) for name, tensor in weights.items()}
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+
+    return timeit.repeat(take_round, number=1, repeat=rounds)
 
 
 def stock_fedml(rounds: int, out: Path) -> None:
@@ -160,10 +162,13 @@ def pss(launcher: psutil.Process) -> int:
     return sum(p.memory_full_info().pss for p in ranks)
 
 
-def watch(command: list[str], ready: Path) -> dict[str, float]:
-    """Runs ``command``. Returns seconds in all and the largest PSS seen, in GB, once a file matches ``ready``."""
+def watch(command: list[str], ready: Path, stderr: int | None = None) -> dict[str, float]:
+    """Runs ``command``. Returns when it began and ended, its exit status, and the largest PSS seen, in GB.
+
+    Memory is looked at once ``ready`` is there.
+    """
     begin, peak = time.monotonic(), 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr) as job:
         process = psutil.Process(job.pid)
         while job.poll() is None:
             time.sleep(0.5)
@@ -172,7 +177,7 @@ def watch(command: list[str], ready: Path) -> dict[str, float]:
                     peak = max(peak, pss(process))
                 except psutil.Error:  # a rank has just left
                     continue
-    return {"begin": begin, "end": time.monotonic(), "pss": peak / 1e9}
+    return {"begin": begin, "end": time.monotonic(), "status": job.returncode, "pss": peak / 1e9}
 
 
 def this_runtime(ranks: int, rounds: int, folder: Path) -> dict[str, float]:
@@ -200,7 +205,7 @@ def this_runtime(ranks: int, rounds: int, folder: Path) -> dict[str, float]:
 def fedml_runtime(rounds: int, folder: Path) -> dict[str, float]:
     out = folder / "stock.json"
     me = [sys.executable, "-W", "ignore", "-m", "benchmarks.perf.runtime", "--rounds", str(rounds), "--stock", str(out)]
-    seen = watch(["mpirun", "-np", str(CLIENTS + 1), *me], Path("/"))
+    seen = watch(["mpirun", "-np", str(CLIENTS + 1), *me], Path("/"), subprocess.DEVNULL)
     ends = json.loads(out.read_text())
     each = statistics.median(np.diff(ends))
     return {"ready": ends[0] - seen["begin"] - each, "round": each, "leaving": float("nan"), "pss": seen["pss"]}
@@ -230,11 +235,7 @@ def methods() -> dict[str, dict[str, float]]:
             trainer = method.build(model(), epochs=1, batch_size=BATCH)
         except ValueError:  # it needs another model
             continue
-        seconds = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            trainer.fit(data, RoundContext(0, 0, 0))
-            seconds.append(time.perf_counter() - begin)
+        seconds = timeit.repeat(partial(trainer.fit, data, RoundContext(0, 0, 0)), number=1, repeat=5)
         sent = sum(tensor.numel() * tensor.element_size() for tensor in trainer.get_model_params().values())
         found[name] = {"train": round(statistics.median(seconds), 5), "sent": sent}
     return found
