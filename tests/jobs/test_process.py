@@ -112,8 +112,9 @@ def test_one_process_a_host_imports_for_all(tmp_path: Path) -> None:
         assert len(who) == 2 + 11 + 1 + 11
         assert {who[f"rank {rank}"].ppid() for rank in range(11)} == {who["watcher"].pid}
         waiting = [who[f"started {rank}"] for rank in range(11)]
-        assert max(process.memory_info().rss for process in waiting) < 50e6
-        assert sum(process.memory_full_info().pss for process in who.values()) < 2e9
+        held = [who[f"rank {rank}"].memory_info().rss for rank in range(11)]
+        assert 4 * max(process.memory_info().rss for process in waiting) < min(held)
+        assert 2 * sum(process.memory_full_info().pss for process in who.values()) < sum(held)  # most is shared
         listening = {
             role: {c.laddr.port for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
             for role, process in who.items()
@@ -155,19 +156,20 @@ HOST = socket.gethostname()
 def test_whoever_remains_says_once_why_a_job_ends_and_nothing_stays(
     role: str, signum: signal.Signals, said: str
 ) -> None:
+    started = time.monotonic()
     run_ = Apart(*ENDLESS, ranks=3)
     wait_for_round(run_.job, run_.inside(directory(run_.out, "fedavg") / "rounds.csv"), 1)
     who = roles(run_.job)
     shell = who.pop("sh")
     assert len(who) == 2 + 3 + 1 + 3
-    began = time.monotonic()
+    ending = time.monotonic()
     if role == "everybody":
         os.killpg(run_.job.pid, signum)
     else:
         who[role].send_signal(signum)
     processes = [*who.values()]
     assert wait_until(lambda: set(alive(processes, run_.out)) <= {shell}, DOWN_WITHIN), alive(processes, run_.out)
-    assert time.monotonic() - began < DOWN_WITHIN
+    assert time.monotonic() - ending < 2 * (ending - started)
     assert run_.left() == []
     assert not list(run_.inside(run_.out).rglob("summary.json"))
     status, errors = run_.end()
@@ -198,11 +200,9 @@ def test_no_process_outlives_a_job_that_ends_while_it_starts(tmp_path: Path) -> 
         time.sleep(tenth / 10)
         processes = family(job)
         victim = processes[tenth // 4 % len(processes)]
-        began = time.monotonic()
         victim.kill()
         job.communicate(timeout=60)
         assert wait_until(lambda known=processes: not alive(known, tmp_path), DOWN_WITHIN), f"{victim} at {tenth}/10 s"
-        assert time.monotonic() - began < DOWN_WITHIN
         assert job.returncode != 0
 
 

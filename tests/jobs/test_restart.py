@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -22,11 +21,13 @@ from safetensors.torch import save
 from benchmarks.federation import checkpoint
 from benchmarks.federation.recorder import Extent
 from tests.support import (
+    DOWN_WITHIN,
     ROOT,
     alive,
     directory,
     family,
     figures_of,
+    peak_memory,
     rows,
     run,
     same_findings,
@@ -81,14 +82,12 @@ def test_a_run_killed_at_20_random_moments_loses_only_the_rounds_since_its_check
             time.sleep(moments.uniform(0, 4))  # before it trains, mostly
         else:
             goal = kept + moments.randint(1, 7)
-            end = time.monotonic() + 60
-            while recorded(out) < goal and job.poll() is None and time.monotonic() < end:
-                time.sleep(0.02)
+            wait_until(lambda goal=goal, job=job: recorded(out) >= goal or job.poll() is not None, 60)
             time.sleep(moments.uniform(0, 0.1))
         assert job.poll() is None, job.communicate()
         processes = family(job)
         moments.choice(processes).send_signal(signal.SIGKILL)  # mpirun, its helper, the server or a worker
-        assert wait_until(functools.partial(ended, job, processes, out), 10), alive(processes, out)
+        assert wait_until(functools.partial(ended, job, processes, out), DOWN_WITHIN), alive(processes, out)
         job.communicate()
         assert newest_round(out) >= kept
     assert 20 < newest_round(out) < ROUNDS
@@ -304,9 +303,10 @@ def test_no_byte_of_a_checkpoint_can_do_harm(tmp_path: Path, data: st.DataObject
         at = data.draw(st.integers(0, len(content) - 1))
         content[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
     path.write_bytes(bytes(content))
+    before = peak_memory()
     found, refused = newest(tmp_path)
     assert (found is None) == bool(refused)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20  # KiB
+    assert peak_memory() < 2 * before
 
 
 @settings(max_examples=200)

@@ -133,7 +133,9 @@ def test_a_run_on_other_data_is_not_taken_up(tmp_path: Path) -> None:
 
 def holder(folder: Path) -> subprocess.Popen[str]:
     """Starts a process that locks ``folder``, and waits until it has."""
-    script = f"from benchmarks import lock; from pathlib import Path; import sys; lock.hold(Path({str(folder)!r}))"
+    script = (
+        "import sys; from pathlib import Path; from benchmarks.federation import lock; lock.hold(Path(sys.argv[1]))"
+    )
     script += "; print('held', flush=True); sys.stdin.read(); lock.release(Path(sys.argv[1]))"
     other = subprocess.Popen(
         [sys.executable, "-c", script, str(folder)], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
