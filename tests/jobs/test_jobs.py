@@ -118,7 +118,7 @@ def test_a_finished_run_leaves_these_files(job: Callable[..., Job], algo: str) -
     left = {path.name for path in directory(job(1, *PARTIAL).out, algo).iterdir()}
     events = {name for name in left if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
-    assert left - events >= {"summary.json", "rounds.csv", "clients.csv", "ledger.csv", "config.yaml", "checkpoint"}
+    assert left - events == {"summary.json", "rounds.csv", "clients.csv", "ledger.csv", "config.yaml", "checkpoint"}
 
 
 @pytest.mark.parametrize("algo", METHODS)
