@@ -42,14 +42,19 @@ class Guest(NamedTuple):
 def share_imports(load: Callable[[], None]) -> None:
     """Calls ``load`` in one process a host and returns in processes that have it loaded, one for each rank.
 
-    Returns at once, without loading, where the launcher is not Hydra or ``PFL_FORK`` is 0.
+    Returns at once, without loading, where the launcher is not Hydra, ``PFL_FORK`` is 0, or the system is not Linux or
+    has no pidfd.
     """
-    if not process.HYDRA:
+    if not process.HYDRA or sys.platform != "linux":
         return
     die_with_parent(signal.SIGKILL)
     if select.select([int(os.environ["PMI_FD"])], [], [], 0)[0]:  # the proxy says nothing first: it has died already
         os._exit(1)
     if os.environ.get("PFL_FORK") == "0":
+        return
+    try:
+        proxy = os.pidfd_open(os.getppid())
+    except OSError:  # Linux before 5.3, gVisor, a seccomp profile
         return
     if os.environ["MPI_LOCALRANKID"] != "0":
         # Hydra passes a signal on to all that it started, and kills the rest as soon as one has died of it: the first
@@ -68,7 +73,7 @@ def share_imports(load: Callable[[], None]) -> None:
         process.fail(f"no socket can be made in {process.STATE.folder}: {error.strerror}", 1)
     meeting.listen(1024)
     process.STATE.watched = True
-    first, proxy = os.getpid(), os.pidfd_open(os.getppid())
+    first = os.getpid()
     if watcher := os.fork():
         meeting.close()
         wait_for_rank(watcher)

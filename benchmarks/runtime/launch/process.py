@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import mpi4py
 
+from benchmarks.runtime.launch import host
+from benchmarks.runtime.launch.host import HYDRA, RANK
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 GATE = 2  # MPI tag
 CARD = 128  # bytes by which a rank introduces itself
-RANK = next((os.environ[name] for name in ("PMI_RANK", "PMIX_RANK", "SLURM_PROCID") if name in os.environ), None)
-HYDRA = {"PMI_FD", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"} <= os.environ.keys()  # the launcher is MPICH's
 FAILING = threading.RLock()  # of the thread that ends the job; it never lets go
 LIBC = ctypes.PyDLL(None)  # PyDLL: no other thread runs during a call
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
@@ -138,12 +138,18 @@ def start() -> Group:
         fail_on_signal()
     else:
         answer_signals(signal.SIG_IGN)  # rank 0 answers; the launcher kills the rest
-    if HYDRA and os.environ["MPI_LOCALNRANKS"] == os.environ["PMI_SIZE"]:
-        os.environ.setdefault("UCX_TLS", "self,posix,sysv,cma")  # all that one host needs; the others open ports
+    if sentence := host.obstacle(MPI):
+        fail(sentence, 1)
+    if HYDRA:
+        # MPICH itself carries what stays on a host. UCX's "posix" would fill /dev/shm, other transports open ports.
+        one_host = os.environ["MPI_LOCALNRANKS"] == os.environ["PMI_SIZE"]
+        os.environ.setdefault("UCX_TLS", "self,sysv" if one_host else "^posix,cma")
     keep_freed_memory()
     traces()
     LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    if sentence := host.alone(MPI):
+        fail(sentence, 1)
     comm = MPI.COMM_WORLD
     everyone = bytearray(CARD * comm.size)
     comm.Allgather(f"{secrets.token_hex(8)} {socket.gethostname()}".encode()[:CARD].ljust(CARD), everyone)
