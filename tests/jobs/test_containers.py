@@ -12,9 +12,11 @@ from tests.support import ROOT, command, summary
 
 # Sends 15 million parameters to each rank and back, then says how much of /dev/shm is in use.
 SEND = """
-import os, sys, numpy as np
-from benchmarks.runtime.launch import process
-comm = process.start().comm
+import os
+from benchmarks.runtime.launch import launch
+group = launch(lambda: None)
+import numpy as np
+comm = group.comm
 mine, theirs = np.full(60_000_000, comm.rank, np.uint8), np.empty(60_000_000, np.uint8)
 for rank in range(1, comm.size):
     if comm.rank == 0:
@@ -29,7 +31,7 @@ comm.Barrier()
 memory = os.statvfs("/dev/shm")
 if comm.rank == 0:
     print(1 - memory.f_bfree / memory.f_blocks)
-process.leave()
+group.leave()
 """
 SMALL = 'mount -t tmpfs -o size="$0" none /dev/shm && exec "$@"'
 

@@ -11,7 +11,12 @@ import pytest
 
 from tests.support import ROOT, command, summary
 
-JOIN = "from benchmarks.runtime.launch import process; print(process.start().comm.size); process.leave()"
+JOIN = """
+from benchmarks.runtime.launch import launch
+group = launch(lambda: None)
+print(group.comm.size)
+group.leave()
+"""
 HERE = Path(sys.executable).with_name("mpirun")
 needs_open_mpi = pytest.mark.skipif(not shutil.which("mpirun.openmpi"), reason="needs Open MPI as Debian packs it")
 needs_mpich = pytest.mark.skipif(not HERE.exists(), reason="needs the mpirun of the wheel mpich")
