@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,12 +66,13 @@ def _try(path: Path, kind: str, advice: str) -> None:
     Tried in a child process: some damaged files crash the library, others keep it busy for ever. Where the user's own
     limits are below ours, to fail is no proof against the file.
     """
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
     wanted = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_CPU: STRUCTURE_SECONDS + (path.stat().st_size >> 24),
-        resource.RLIMIT_AS: pages * resource.getpagesize() + STRUCTURE_BYTES,
     }
+    if sys.platform == "linux":  # macOS does not keep to it
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        wanted[resource.RLIMIT_AS] = pages * resource.getpagesize() + STRUCTURE_BYTES
     hard = {limit: resource.getrlimit(limit)[1] for limit in wanted}
     limits = {
         limit: value if hard[limit] == resource.RLIM_INFINITY else min(value, hard[limit])

@@ -39,19 +39,31 @@ M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of mallopt(3)
 
 
 def born(pid: int) -> int:
-    """Returns when process ``pid`` started, in clock ticks since the machine did: with ``pid``, a name used once."""
-    after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
-    return int(after_name.split()[19])  # field 22
+    """Returns when process ``pid`` started, 0 where there is none: with ``pid``, a name used once.
+
+    In clock ticks since the machine started, elsewhere than on Linux in hundredths of a second since 1970.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+            return int(after_name.split()[19])  # field 22
+        return 0
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).create_time() * 100)
+    return 0
 
 
 def name_folder() -> Path:
     """Returns the folder of this job on this host, for its sockets: the same in each rank, without any exchange.
 
-    Not in TMPDIR: a socket's path has at most 107 bytes.
+    Not in TMPDIR: a socket's path has at most 103 bytes on macOS, 107 on Linux.
     """
     room = next((room for room in ("/tmp", "/var/tmp") if os.access(room, os.W_OK)), "/dev/shm")
     above = os.getppid() if RANK else os.getpid()  # what the launcher runs on this host, or this process
-    return Path(room, f"pfedpara-{Path('/proc/self/ns/pid').stat().st_ino}-{above}-{born(above)}")
+    space = Path("/proc/self/ns/pid").stat().st_ino if sys.platform == "linux" else 0
+    return Path(room, f"pfedpara-{space}-{above}-{born(above)}")
 
 
 @dataclass
@@ -79,8 +91,10 @@ class Group(NamedTuple):
     def launched(self) -> float:
         """When the user started this job, on the clock of ``time.monotonic``.
 
-        From the kernel's own clock: psutil's time of creation is off by up to a second.
+        On Linux from the kernel's own clock: psutil's time of creation is off by up to a second.
         """
+        if sys.platform != "linux":
+            return time.monotonic() - (time.time() - launcher().create_time())
         started = born(launcher().pid) / os.sysconf("SC_CLK_TCK")
         return time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME) + started
 
@@ -146,7 +160,8 @@ def start() -> Group:
         os.environ.setdefault("UCX_TLS", "self,sysv" if one_host else "^posix,cma")
     keep_freed_memory()
     traces()
-    LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
+    if hasattr(LIBC, "on_exit"):  # glibc
+        LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
     MPI.Init_thread(MPI.THREAD_SERIALIZED)
     if sentence := host.alone(MPI):
         fail(sentence, 1)
@@ -156,7 +171,8 @@ def start() -> Group:
     names, hosts = zip(*(everyone[i : i + CARD].decode().split() for i in range(0, len(everyone), CARD)), strict=True)
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
     if not local_rank:  # each rank holds what it needs of them by now
-        for line in Path("/proc/self/maps").read_text().splitlines():
+        maps = Path("/proc/self/maps").read_text() if sys.platform == "linux" else ""
+        for line in maps.splitlines():
             if "/dev/shm/mpich_" in line:
                 Path(line.split()[5]).unlink(missing_ok=True)
         unlink_traces()
@@ -216,7 +232,7 @@ def remove_abandoned() -> None:
     for folder in STATE.folder.parent.glob(f"{STATE.folder.name.rsplit('-', 2)[0]}-*"):
         with contextlib.suppress(OSError, ValueError):
             _, _, above, ticks = folder.name.split("-")
-            if is_private(folder) and not (Path("/proc", above).exists() and born(int(above)) == int(ticks)):
+            if is_private(folder) and born(int(above)) != int(ticks):
                 shutil.rmtree(folder)
 
 
@@ -230,8 +246,9 @@ def clean_up() -> None:
 
 def keep_freed_memory() -> None:
     """Keeps freed memory with this process: else the kernel clears pages for each large message or activation."""
-    LIBC.mallopt(M_MMAP_MAX, 0)
-    LIBC.mallopt(M_TRIM_THRESHOLD, -1)
+    if hasattr(LIBC, "mallopt"):  # glibc
+        LIBC.mallopt(M_MMAP_MAX, 0)
+        LIBC.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 @cache
