@@ -134,12 +134,7 @@ def load_record(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any]
     words += ["--rounds", str(options.rounds), "--trials", str(options.trials)]
     section = record.setdefault(options.dataset, {}).setdefault(
         options.model,
-        {
-            "command": shlex.join(words),
-            "score": "mean validation accuracy after the last round",
-            **how,
-            "methods": {},
-        },
+        {"command": shlex.join(words), "score": "mean validation accuracy after the last round", **how, "methods": {}},
     )
     for key, value in how.items():
         if (found := section.get(key, "of another kind")) != value:

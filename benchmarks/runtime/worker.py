@@ -1,13 +1,156 @@
-"""A worker: the rank that trains its share of the clients, one after another, in one experiment after another."""
+"""A worker: the rank that trains and judges its share of the clients, and keeps what is private to each.
+
+It takes one client after another, in one experiment after another. A client's private state lies with the worker that
+trained it last, in memory or in a file, and moves when another worker trains it next.
+"""
+
+from collections.abc import Callable, MutableMapping
+from functools import lru_cache, partial
+from pathlib import Path
 
 import torch
 from fedml.core.distributed.communication.message import Message
+from safetensors.torch import save
+from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext, predict
+from baselines.base import DivergedError, Params
+from benchmarks.federation import checkpoint, codec, metrics
 from benchmarks.federation.experiment import Experiment
-from benchmarks.runtime.messages import Kind
+from benchmarks.federation.metrics import ClientFigures
+from benchmarks.federation.registry import build_trainer
+from benchmarks.runtime.messages import TENSORS, Kind, MessageError
 from benchmarks.runtime.node import Node
-from benchmarks.runtime.share import Share
+from benchmarks.runtime.states import StateFile
 from benchmarks.runtime.transport import MpiTransport
+from data_partitions import Store, open_store
+
+CACHED = 96  # clients' splits whose samples a worker keeps at hand; the store is mapped, so others are soon read
+
+
+def load(store: Store, device: str, client: int, split: str) -> TensorDataset:
+    x, y = store.samples(client, split)
+    return TensorDataset(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+
+
+class Share:
+    def __init__(self, node: Node, experiment: Experiment, device: str, partition_sha256: str) -> None:
+        """Opens the experiment's partition and builds the model. ``node`` sends the answers."""
+        self.node, self.device, self.settings = node, device, experiment.settings
+        store = open_store(experiment.store, partition_sha256, tried=True)  # by rank 0
+        self.samples = lru_cache(CACHED)(partial(load, store, device))
+        self.trainer = build_trainer(self.settings, store, device)
+        self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
+        self.fresh_state = self.trainer.get_private_state()
+        state_dir = self.settings.state_dir
+        self.states: MutableMapping[int, Params] = StateFile(state_dir) if state_dir else {}
+        self.early: dict[int, Message] = {}  # clients to train as soon as their state comes
+        self.trained: dict[int, tuple[int, ClientFigures]] = {}  # since the server last asked: round, figures
+        self.diverged: list[tuple[int, str]] = []  # clients whose model could not be judged, and why
+
+    def restore(self, folder: str, states: list[tuple[int, str]]) -> None:
+        """Takes clients' states from the checkpoint in ``folder``: each client, and its file's SHA-256."""
+        for client, sha256 in states:
+            self.node.busy = f"checkpoint {folder}"
+            self.states[client] = checkpoint.load_client(Path(folder), client, sha256, self.fresh_state)
+        self.node.busy = ""
+
+    def answers(self) -> dict[Kind, Callable[[Message], None]]:
+        """Returns what answers each kind of message that is for this share."""
+        return {Kind.TRAIN: self.train, Kind.EVALUATE: self.evaluate, Kind.MOVE: self.move, Kind.STATE: self.on_state}
+
+    def take_up(self, client: int, tensors: torch.Tensor | None) -> None:
+        """Makes the trainer that client's: its private tensors, then the shared ones that came."""
+        self.trainer.set_private_state(self.states.get(client, self.fresh_state))
+        self.trainer.set_model_params(codec.unflatten(tensors, self.travelling))
+
+    def train(self, message: Message) -> None:
+        client, number = message.get("client"), message.get("round")
+        if not message.get("arrives"):  # it received the model, and keeps the state that it had
+            self.node.send(Kind.ABSENT, 0, client=client, round=number)
+            return
+        self.node.busy = f"client {client}, round {number}"
+        if message.get("moves") and client not in self.states:
+            self.early[client] = message
+            return
+        trainer, context = self.trainer, RoundContext(self.settings.seed, client, number - 1)
+        received = codec.unpack(message.get(TENSORS), None, self.travelling, self.settings.quantize_down)
+        self.take_up(client, received)
+        data = self.samples(client, "train")
+        try:
+            trainer.fit(data, context)  # looks whether its numbers are finite
+        except DivergedError as error:
+            self.node.send(Kind.DIVERGED, 0, client=client, round=number, reason=str(error))
+            self.node.busy = ""
+            return
+        shared = codec.flatten(trainer.get_model_params())
+        stream = codec.random_stream("up", self.settings.seed, client, number)
+        known = codec.known(received, self.travelling, trainer.differences)
+        packed = codec.pack(shared, known, self.travelling, self.settings.quantize, stream)
+        arrives = codec.unpack(packed["tensors"], known, self.travelling, self.settings.quantize)
+        trainer.settle(codec.unflatten(arrives.to(self.device), self.travelling))
+        if state := trainer.get_private_state():
+            self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
+        self.node.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
+        if trainer.judged_on == "trained" and message.get("judge") and (figures := self.judge(context)):
+            self.trained[client] = number, figures
+        self.node.busy = ""
+
+    def move(self, message: Message) -> None:
+        """Hands a client's private state over to the worker that trains it next."""
+        client, number = message.get("client"), message.get("round")
+        state = self.states.pop(client)
+        packed = torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
+        count = sum(tensor.numel() for tensor in state.values())
+        self.node.send(Kind.STATE, message.get("worker"), packed, client=client, round=number, parameters=count)
+
+    def on_state(self, message: Message) -> None:
+        client, packed = message.get("client"), message.get(TENSORS)
+        try:
+            content = b"" if packed is None else packed.numpy().tobytes()
+            self.states[client] = checkpoint.read_state(content, self.fresh_state)
+        except checkpoint.RefusedError as error:
+            raise MessageError(message, f"for client {client}: {error}") from None
+        if client in self.early:
+            self.train(self.early.pop(client))
+
+    def judge(self, context: RoundContext) -> ClientFigures | None:
+        """Returns the figures of the model that the client would deploy in that round, or None where it diverged."""
+        train, *others = (self.samples(context.client, split) for split in ("train", "test", "validation"))
+        try:
+            with self.trainer.deployed(train, context) as model:
+                return metrics.judge(*(predict(model, data) for data in others))
+        except DivergedError as error:
+            self.diverged.append((context.client, str(error)))
+            return None
+
+    def evaluate(self, message: Message) -> None:
+        """Judges every client on the new aggregate, and writes the clients' states where a checkpoint is asked for."""
+        received: dict[int, float] = {}
+        fresh: dict[int, ClientFigures] = {}
+        untrained = set(message.get("untrained"))
+        for client in message.get("clients"):
+            self.node.busy = f"client {client}, evaluation after round {message.get('round')}"
+            self.take_up(client, message.get(TENSORS))
+            received[client] = metrics.accuracy(*predict(self.trainer.model, self.samples(client, "test")))
+            context = RoundContext(self.settings.seed, client, message.get("round") - 1)
+            if client in untrained and (figures := self.judge(context)):
+                fresh[client] = figures
+        if folder := message.get("checkpoint"):
+            for client, state in self.states.items():
+                checkpoint.save_client(Path(folder), client, state)
+        self.node.send(
+            Kind.RESULTS,
+            0,
+            round=message.get("round"),
+            trained=[(number, client, figures) for client, (number, figures) in self.trained.items()],
+            received=received,
+            fresh=fresh,
+            diverged=self.diverged,
+            ledger=self.node.com_manager.ledger.take(),
+        )
+        self.trained, self.diverged = {}, []
+        self.node.busy = ""
 
 
 def pick_device(kind: str, local_rank: int, gpus: int) -> str:

@@ -62,10 +62,7 @@ def tff(files: list[Path], classes: list[str] | None = None, alphabet: list[str]
 
 
 def leaf(
-    files: list[Path],
-    classes: list[str] | None = None,
-    alphabet: list[str] | None = None,
-    digits_only: bool = False,
+    files: list[Path], classes: list[str] | None = None, alphabet: list[str] | None = None, digits_only: bool = False
 ) -> Arrays:
     """LEAF's JSON in folders `train` and `test`: each user's images of 784 pixels, or 80 characters and the next one.
 

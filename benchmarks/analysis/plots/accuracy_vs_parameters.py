@@ -51,15 +51,7 @@ def draw(comparison: Comparison, looks: Looks) -> Figure:
             ends.append((f"{label}, sends nothing", np.inf, final, color))
             continue
         ends.append((label, curve[sent].iloc[-1], curve["accuracy"].iloc[-1], color))
-        axes.plot(
-            curve[sent],
-            curve["accuracy"],
-            markevery=[-1],
-            markersize=8,
-            label=label,
-            color=color,
-            marker=marker,
-        )
+        axes.plot(curve[sent], curve["accuracy"], markevery=[-1], markersize=8, label=label, color=color, marker=marker)
         if not few:  # one over another, bands would hide the curves
             continue
         low, high = (curve["accuracy"] + sign * curve["half_interval"] for sign in (-1, 1))
