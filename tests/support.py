@@ -119,6 +119,12 @@ def wait_for_round(job: subprocess.Popen[str], table: Path, number: int) -> None
     assert job.poll() is None, job.communicate()
 
 
+def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Returns the content of every file in a folder, and when it was last written."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
 def peak_memory() -> int:
     """Returns the most bytes that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -10,21 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 import pytest
 import yaml
-from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.federation.metrics import METRICS
-from tests.support import ROOT, command, directory, on_terminal, rows, run, same_findings, summary, tensors
+from tests.support import command, directory, on_terminal, rows, run, same_findings, summary, tensors
 
 METHODS = ("pfedpara", "fedper", "pfedme", "local", "fedavg")
 PARAMETERS = {"pfedpara": 59_570, "fedper": 200_960, "pfedme": 203_530, "local": 0, "fedavg": 203_530}
 ROUNDS = 2
 SHORT = ("--rounds", str(ROUNDS), "--epochs", "1")
 PARTIAL = ("--clients-per-round", "6")
-WIRE_BLOCK = 8  # floats
 
 
 class Job(NamedTuple):
@@ -73,33 +69,6 @@ def test_evaluating_each_round_or_never_gives_the_same_bits(job: Callable[..., J
 
 
 FAULTS = ("--dropout", "0.2", "--stragglers", "0.3", "--deadline", "1.5")
-
-
-@pytest.mark.parametrize(
-    ("ranks", "options"),
-    [
-        (3, (*FAULTS, "--state-dir")),
-        *(pytest.param(3, options, marks=pytest.mark.slow) for options in ((), FAULTS, ("--state-dir",))),
-        pytest.param(5, (*FAULTS, "--state-dir"), marks=pytest.mark.slow),
-    ],
-)
-def test_moving_states_and_faults_change_no_bit(
-    job: Callable[..., Job], tmp_path: Path, ranks: int, options: tuple[str, ...]
-) -> None:
-    """Clients' states in files or in memory, moved between ranks or not."""
-    in_files = "--state-dir" in options
-    faults = tuple(option for option in options if option != "--state-dir")
-    longer = ("--algo", "pfedpara", "pfedme", "local", "--rounds", "5", "--epochs", "1", *PARTIAL, *faults)
-    alone, spread = tmp_path / "alone", tmp_path / "spread"
-    state_dir = ("--state-dir", str(tmp_path / "states")) * in_files
-    for out, n, own in ((alone, 1, ()), (spread, ranks, state_dir)):
-        done = run(*longer, *own, "--out", str(out), ranks=n)
-        assert (done.returncode, done.stderr) == (0, "")
-    for algo in ("pfedpara", "pfedme", "local"):
-        same_findings(directory(spread, algo), directory(alone, algo))
-        assert summary(spread, algo)["moved"]["parameters"] > 0
-        assert summary(alone, algo)["moved"] == {"parameters": 0, "bytes": 0}
-    assert not list(tmp_path.glob("states/**/*.safetensors"))  # what is left is in the checkpoints
 
 
 @pytest.mark.parametrize("other", [("--seed", "1"), ("--partition", "iid"), ("--lr", "0.02")])
@@ -202,7 +171,7 @@ def test_tensorboard_shows_the_run(job: Callable[..., Job], algo: str) -> None:
 # The ledger
 
 
-@pytest.mark.parametrize(("ranks", "options", "participants"), [(1, PARTIAL, 6), (11, (), 10)])
+@pytest.mark.parametrize(("ranks", "options", "participants"), [(1, PARTIAL, 6), (2, (), 10)])
 @pytest.mark.parametrize("algo", METHODS)
 def test_every_parameter_and_byte_is_counted(
     job: Callable[..., Job], algo: str, ranks: int, options: tuple[str, ...], participants: int
@@ -224,7 +193,7 @@ def test_every_parameter_and_byte_is_counted(
 
 @pytest.mark.parametrize(
     ("ranks", "options"),
-    [(1, PARTIAL), (11, ()), pytest.param(1, (*PARTIAL, *FAULTS), marks=pytest.mark.slow)],
+    [(1, PARTIAL), (2, ()), pytest.param(1, (*PARTIAL, *FAULTS), marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("algo", METHODS)
 def test_traffic_up_to_the_model_follows_from_the_ledger(
@@ -248,143 +217,14 @@ def test_traffic_up_to_the_model_follows_from_the_ledger(
     assert any(last.values()) == (algo != "local")
 
 
-# The wire
-
-
-TAP = """
-import pickle
-
-class Tap:
-    def __init__(self, comm):
-        self.comm, self.file = comm, open("{folder}/rank" + str(comm.rank), "wb", buffering=0)
-
-    def __getattr__(self, name):
-        found = getattr(self.comm, name)
-        if not callable(found):
-            return found
-        def call(*args, **kwargs):
-            for argument in args if name != "Irecv" else ():  # its memory holds what was there before
-                raw = argument.tobytes() if hasattr(argument, "tobytes") else pickle.dumps(argument)
-                self.file.write(raw)
-            return found(*args, **kwargs)
-        return call
-
-joined = process.start
-def tapped():
-    group = joined()
-    return group._replace(comm=Tap(group.comm))
-process.start = tapped
-"""
-"""Keeps a copy of every argument that a rank hands to its MPI communicator, but for the memory to receive in."""
-
-
-class Wire:
-    """All bytes sent, indexed by each pair of floats in them, whatever their alignment."""
-
-    def __init__(self, sent: bytes) -> None:
-        self.sent, pairs = sent, []
-        for offset in range(4):
-            words = np.frombuffer(sent, "<u4", (len(sent) - offset) // 4, offset).astype(np.uint64)
-            pairs.append(words[:-1] | words[1:] << np.uint64(32))
-        self.pairs = np.unique(np.concatenate(pairs))
-
-    def carried(self, tensor: np.ndarray) -> bool:
-        """Whether a block of ``tensor`` was sent. Every 64 consecutive bytes of it hold a whole block."""
-        blocks = np.ascontiguousarray(tensor.ravel()[: tensor.size // WIRE_BLOCK * WIRE_BLOCK]).reshape(-1, WIRE_BLOCK)
-        blocks = blocks[blocks.any(axis=1)]
-        first = np.ascontiguousarray(blocks[:, :2]).view("<u8").ravel()
-        at = np.searchsorted(self.pairs, first).clip(max=len(self.pairs) - 1)
-        return any(block.tobytes() in self.sent for block in blocks[self.pairs[at] == first])
-
-
-# Not all in one job: on its own, a client trains its first round as it does under FedPer, which sends the outcome.
-@pytest.mark.parametrize(
-    "algos",
-    [
-        ("pfedpara", "fedper"),
-        *(pytest.param((algo,), marks=pytest.mark.slow) for algo in ("pfedme", "local", "fedrep", "ditto")),
-    ],
-)
-def test_private_tensors_never_reach_the_wire(job: Callable[..., Job], tmp_path: Path, algos: tuple[str, ...]) -> None:
-    sent = tmp_path / "sent"
-    sent.mkdir()
-    options = ("--algo", *algos, *SHORT, *PARTIAL, "--checkpoint-every", "1", "--out", str(tmp_path))
-    done = run(*options, ranks=2, before=TAP.format(folder=sent))
-    assert done.returncode == 0, done.stderr
-    wire = Wire(b"".join(path.read_bytes() for path in sorted(sent.iterdir())))
-    for algo in algos:
-        # The tap changes nothing, and the same job twice gives the same.
-        if algo in METHODS:
-            same_findings(directory(tmp_path, algo), directory(job(2, *PARTIAL).out, algo))
-        first, last = sorted((directory(tmp_path, algo) / "checkpoint").iterdir())
-        # What is shared does travel, so the search would find what is not.
-        assert all(wire.carried(tensor) for tensor in load_file(first / "shared.safetensors").values())
-        states = [*first.glob("client-*.safetensors"), *last.glob("client-*.safetensors")]
-        assert len(states) > 10
-        for path in states:
-            for name, tensor in load_file(path).items():
-                if algo in ("pfedme", "ditto") and name == "hidden.weight":
-                    continue  # a unit that never fired keeps the weights that came
-                assert not wire.carried(tensor), f"{algo}, {path.parent.name}, {path.name}: {name}"
-
-
-# Interrupted and resumed
-
-
-def test_resuming_what_is_finished_does_nothing_and_says_so(job: Callable[..., Job]) -> None:
-    def state() -> dict[Path, tuple[int, bytes]]:
-        files = (path for path in out.rglob("*") if path.is_file())
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-    out = job(1, *PARTIAL).out
-    before = state()
-    done = run("--algo", *METHODS, *SHORT, *PARTIAL, "--resume", "--out", str(out), ranks=2)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "finished" in done.stdout
-    assert state() == before
-
-
-# Network and screen
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_one_round_connects_to_nothing_beyond_the_machine(tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    options = ("--algo", "fedavg", "--rounds", "1", "--epochs", "1", "--out", str(tmp_path))
-    traced = [
-        "strace",
-        "-f",
-        "-qq",
-        "-e",
-        "trace=connect,sendto,sendmsg",
-        "-o",
-        str(trace),
-        *command(*options, ranks=3),
-    ]
-    done = subprocess.run(traced, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert summary(tmp_path, "fedavg")["rounds"] == 1
-    own = {address.address.partition("%")[0] for each in psutil.net_if_addrs().values() for address in each}
-    reached = set(re.findall(r'inet_(?:addr\(|pton\(AF_INET6, )"([^"]+)"', trace.read_text()))
-    assert reached <= own, f"reached {reached - own}"
-
-
-@pytest.mark.skipif(subprocess.run(["unshare", "-rn", "true"]).returncode != 0, reason="needs network namespaces")
-@pytest.mark.slow
-def test_a_job_needs_no_network(tmp_path: Path) -> None:
-    options = ("--algo", "pfedpara", "--rounds", "1", "--epochs", "1", "--out", str(tmp_path))
-    cut_off = ["unshare", "-rn", *command(*options, ranks=3)]
-    done = subprocess.run(cut_off, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert summary(tmp_path, "pfedpara")["rounds"] == 1
+# The screen
 
 
 @pytest.mark.parametrize("ranks", [1, 11])
 def test_rank_0_writes_plain_lines_and_nobody_else_a_word(job: Callable[..., Job], ranks: int) -> None:
     done = job(ranks, *PARTIAL).done
     assert done.stderr == ""
-    assert done.stdout == job(4, *PARTIAL).done.stdout
+    assert done.stdout == job(2, *PARTIAL).done.stdout
     assert done.stdout.isprintable() or set(filter(lambda c: not c.isprintable(), done.stdout)) == {"\n"}
     for algo in METHODS:
         assert algo in done.stdout

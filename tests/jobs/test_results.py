@@ -1,7 +1,6 @@
 """What is on the disk already: kept, gone on with or run anew, by one job at a time, never mixed with other data."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from benchmarks.federation import lock, options, planning
-from benchmarks.runtime.states import StateFile
 from data_partitions import open_store
-from tests.support import ROOT, directory, rows, run, same_findings, start, summary, wait_for_round
+from tests.support import ROOT, directory, rows, run, snapshot, start, summary, wait_for_round
 
 TINY = ("--algo", "local", "--rounds", "1", "--epochs", "1")
 LONG = ("--algo", "pfedme", "--rounds", "200", "--epochs", "1", "--fraction", "0.3", "--checkpoint-every", "2")
@@ -39,21 +36,17 @@ def finished(tiny: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny, tmp_path / "out")
 
 
-def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-
-
 # The same command again
 
 
-@pytest.mark.parametrize("resume", [(), ("--resume",)])
+@pytest.mark.parametrize("resume", [(), pytest.param(("--resume",), marks=pytest.mark.slow)])
 def test_what_is_finished_stays_and_is_named_and_what_is_new_runs(finished: Path, resume: tuple[str, ...]) -> None:
-    before = state(directory(finished, "local"))
+    before = snapshot(directory(finished, "local"))
     done = run(*TINY, "--seed", "0", "1", *resume, "--out", str(finished))
     assert (done.returncode, done.stderr) == (0, "")
     assert str(directory(finished, "local")) in done.stdout
     assert str(directory(finished, "local", seed=1)) not in done.stdout
-    assert state(directory(finished, "local")) == before
+    assert snapshot(directory(finished, "local")) == before
     assert summary(finished, "local", seed=1)["rounds"] == 1
 
 
@@ -118,14 +111,14 @@ def test_a_run_on_other_data_is_not_taken_up(tmp_path: Path) -> None:
     for ended in (True, False):
         if not ended:
             (folder / "summary.json").unlink()
-        before = state(folder)
+        before = snapshot(folder)
         with pytest.raises(options.UsageError) as refused:
             planning.plan(options.parser().parse_args(words))
         old = yaml.safe_load((folder / "config.yaml").read_text())["partition_sha256"]
         assert old == found["partition_sha256"]
         for fact in (str(folder), "other data", f"partition_sha256: {old} there", "--overwrite"):
             assert fact in str(refused.value)
-        assert state(folder) == before
+        assert snapshot(folder) == before
 
 
 # Two jobs
@@ -221,41 +214,3 @@ def test_a_job_goes_on_where_a_killed_one_left_its_lock(finished: Path) -> None:
     assert run(*TINY, "--out", str(finished)).returncode == 0
     assert (folder / "summary.json").exists()
     assert not (folder / lock.NAME).exists()
-
-
-# Private states in files
-
-
-def test_states_come_back_from_the_slots_of_one_file(tmp_path: Path) -> None:
-    states, kept = StateFile(tmp_path), {}
-    stream = np.random.default_rng(0)
-    for _ in range(200):
-        client = int(stream.integers(12))
-        if client in kept and stream.random() < 0.3:
-            del states[client], kept[client]
-        else:
-            kept[client] = torch.from_numpy(stream.random((3, 5)))
-            states[client] = {"p": kept[client], "q": kept[client].sum()}
-    assert set(states) == set(kept)
-    for client, tensor in kept.items():
-        assert torch.equal(states[client]["p"], tensor)
-        assert torch.equal(states[client]["q"], tensor.sum())
-    assert states.get(12) is None
-    assert StateFile(tmp_path).get(0) is None  # of another worker or job in the same folder
-    assert not list(tmp_path.iterdir())
-    assert os.fstat(states.file.fileno()).st_size <= 12 * states.size
-    with pytest.raises(ValueError, match="client 3 has"):
-        states[3] = {"p": torch.zeros(99)}
-
-
-@pytest.mark.slow
-def test_two_jobs_with_one_state_dir_do_not_meet(tmp_path: Path) -> None:
-    words = ("--algo", "pfedme", "--rounds", "6", "--epochs", "1", "--clients-per-round", "6", "--lr")
-    in_files = ("--state-dir", str(tmp_path / "states"))
-    rates = ("0.01", "0.02")
-    for job in [start(*words, lr, *in_files, "--out", str(tmp_path / lr), ranks=2) for lr in rates]:
-        assert job.communicate()[1] == ""
-    for lr in rates:
-        assert run(*words, lr, "--out", str(tmp_path / "alone" / lr)).returncode == 0
-        same_findings(directory(tmp_path / lr, "pfedme"), directory(tmp_path / "alone" / lr, "pfedme"))
-    assert not list((tmp_path / "states").iterdir())

@@ -21,7 +21,7 @@ from tests.support import (
 )
 
 RESUMABLE = (
-    *("--algo", "pfedpara", "pfedme", "--rounds", "12", "--epochs", "1"),
+    *("--algo", "pfedpara", "pfedme", "--rounds", "8", "--epochs", "1"),
     *("--clients-per-round", "6", "--checkpoint-every", "1"),
 )
 
