@@ -90,7 +90,6 @@ class Aggregator(FedMLAggregator):
         copy_into(self.travelling, model_parameters)
 
     def get_server_state(self) -> Params:
-        """Returns a copy of ``server_state``."""
         return copy_of(self.server_state)
 
     def set_server_state(self, state: Params) -> None:

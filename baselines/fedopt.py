@@ -58,8 +58,6 @@ class ServerOptimizer(Aggregator):
 
 
 class FedAvgMAggregator(ServerOptimizer):
-    """Momentum of the clients' mean move."""
-
     hyper: FedAvgMHyper
 
     def move(self, name: str, delta: Tensor) -> Tensor:
@@ -67,8 +65,6 @@ class FedAvgMAggregator(ServerOptimizer):
 
 
 class FedAdamAggregator(ServerOptimizer):
-    """Adam on the clients' mean move."""
-
     hyper: FedAdamHyper
 
     def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
@@ -88,8 +84,6 @@ class FedAdamAggregator(ServerOptimizer):
 
 
 class FedYogiAggregator(FedAdamAggregator):
-    """Yogi on the clients' mean move."""
-
     def adapt(self, v: Tensor, square: Tensor) -> None:
         v.sub_(square * (v - square).sign(), alpha=1 - self.hyper.beta2)
 

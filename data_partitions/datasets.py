@@ -148,10 +148,7 @@ DATASETS: dict[str, Dataset] = {
         None,
     ),
     "femnist": _federated(
-        "fed_emnist",
-        "fe1ed5a502cea3a952eb105920bff8cffb32836b5173cb18a57a32c3606f3ea0",
-        "femnist",
-        classes=CHARACTERS,
+        "fed_emnist", "fe1ed5a502cea3a952eb105920bff8cffb32836b5173cb18a57a32c3606f3ea0", "femnist", classes=CHARACTERS
     ),
     "femnist10": _federated(
         "fed_emnist_digitsonly",

@@ -33,14 +33,17 @@ def fetch(remotes: list[Remote], data_dir: Path) -> None:
 
     pooch.get_logger().setLevel("WARNING")
     for remote in remotes:
-        target = data_dir / remote.path
+        target, unpack = data_dir / remote.path, None
+        if remote.members is not None:
+            archive = pooch.Unzip if remote.path.endswith(".zip") else pooch.Untar
+            unpack = archive(members=remote.members or None, extract_dir=".")
         try:
             pooch.retrieve(
                 remote.url,
                 remote.checksum,
                 fname=target.name,
                 path=target.parent,
-                processor=_unpacking(remote),
+                processor=unpack,
                 downloader=_resuming(target.with_name(f"{target.name}.part")),
             )
         except (RequestException, OSError, ValueError) as error:
@@ -55,15 +58,6 @@ def fetch(remotes: list[Remote], data_dir: Path) -> None:
                 reason = f"{target} is there, but its checksum is not {remote.checksum}, and {reason}"
             files = ", ".join(f"{one.url} as {data_dir / one.path}" for one in remotes)
             raise DataError(f"download of {remote.url} failed: {reason}; try again, or put in place {files}") from error
-
-
-def _unpacking(remote: Remote) -> "Callable | None":
-    import pooch
-
-    if remote.members is None:
-        return None
-    archive = pooch.Unzip if remote.path.endswith(".zip") else pooch.Untar
-    return archive(members=remote.members or None, extract_dir=".")
 
 
 def _resuming(partial: Path) -> Callable[[str, str, object], None]:

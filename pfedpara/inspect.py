@@ -131,21 +131,14 @@ def rank_experiment(draws: int, seed: int = 0) -> dict[str, list[int]]:
     ranks: dict[str, list[int]] = {}
     for method, rank in (("fedpara", 10), ("lowrank", 20)):
         composition = Composition(method, (100, 100), (100, 100), rank, tanh=False)  # type: ignore[arg-type]
-        ranks[method] = [
-            int(
-                torch.linalg.matrix_rank(
-                    composition(
-                        *(torch.randn(s, dtype=torch.float64, generator=generator) for s in composition.factor_shapes)
-                    )
-                )
-            )
-            for _ in range(draws)
-        ]
+        ranks[method] = []
+        for _ in range(draws):
+            factors = [torch.randn(s, dtype=torch.float64, generator=generator) for s in composition.factor_shapes]
+            ranks[method].append(int(torch.linalg.matrix_rank(composition(*factors))))
     return ranks
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pfedpara.inspect", description="Statistics of composed weights.")
     parser.add_argument("checkpoint", type=Path, nargs="?", help="state dict (.safetensors, or written by torch.save)")
     parser.add_argument("--method", choices=get_args(Method), default="pfedpara", help="(default: %(default)s)")

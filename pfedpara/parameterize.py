@@ -168,11 +168,8 @@ def summarize(model: nn.Module) -> list[LayerSummary]:
             continue
         for name, p in parameters.items():
             private = p.numel() if name in getattr(layer, "private_parameters", ()) else 0
-            name, shape, bound = (
-                f"{path}.{name}" if path else name,
-                tuple(p.shape),
-                min(p.shape[:2]) if p.dim() > 1 else 1,
-            )
+            name, shape = f"{path}.{name}" if path else name, tuple(p.shape)
+            bound = min(shape[:2]) if len(shape) > 1 else 1
             rows.append(LayerSummary(name, shape, None, bound, p.numel(), p.numel(), p.numel() - private, private))
     return rows
 
@@ -180,24 +177,10 @@ def summarize(model: nn.Module) -> list[LayerSummary]:
 def format_summary(rows: list[LayerSummary]) -> str:
     """The rows as a plain-text table with a line of totals."""
     totals = [sum(column) for column in zip(*(row[4:] for row in rows), strict=True)]
-    table = [
-        ("tensor", "shape", "rank", "max rank", "dense", "factored", "shared", "private"),
-        *(
-            (
-                row.name,
-                "×".join(map(str, row.shape)),
-                str(row.rank or "–"),
-                str(row.maximal_rank),
-                *(f"{n:,}" for n in row[4:]),
-            )
-            for row in rows
-        ),
-        ("total", "", "", "", *(f"{n:,}" for n in totals)),
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    )
+    words = [(row.name, "×".join(map(str, row.shape)), str(row.rank or "–"), str(row.maximal_rank)) for row in rows]
+    words.append(("total", "", "", ""))
+    table: list[tuple[str, ...]] = [("tensor", "shape", "rank", "max rank", "dense", "factored", "shared", "private")]
+    for line, counts in zip(words, [*(row[4:] for row in rows), totals], strict=True):
+        table.append((*line, *(f"{n:,}" for n in counts)))
+    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
+    return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]) for line in table)

@@ -99,12 +99,9 @@ def command(runs: list[EndedRun]) -> str:
 
 def tell_apart(several: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Returns the entries of each mapping that are not the same in all, as "name=value"."""
-    names = [name for name in dict.fromkeys(name for each in several for name in each) if _differ(several, name)]
+    every = dict.fromkeys(name for each in several for name in each)
+    names = [n for n in every if any(n not in each or each[n] != several[0].get(n) for each in several)]
     return [[f"{name}={each[name]!s:.40}" if name in each else f"no {name}" for name in names] for each in several]
-
-
-def _differ(several: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return any(name not in each or each[name] != several[0].get(name) for each in several)
 
 
 def name_methods(runs: list[EndedRun]) -> list[EndedRun]:

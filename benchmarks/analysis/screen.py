@@ -25,7 +25,6 @@ def screen_table(words: pd.DataFrame) -> Table:
 
 
 def show(comparisons: list[Comparison], words_of: Callable[[Comparison], pd.DataFrame]) -> None:
-    """Prints the tables, at most 120 columns wide."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
     for comparison in comparisons:
         console.print(printable(f"{comparison.title} ({comparison.shared})"), style="bold")

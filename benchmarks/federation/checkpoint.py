@@ -129,7 +129,7 @@ def commit(folder: Path, shared: dict[str, Tensor], server: dict[str, Tensor], r
     """Adds the server's part, gives the checkpoint its name, and removes all but the newest ``KEPT``."""
     files.write(folder / "shared.safetensors", save(shared))
     files.write(folder / "server.safetensors", save(server))
-    digests = {path.name: _digest(path) for path in folder.glob("*.safetensors")}
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
     whole = Record(version=VERSION, files=digests, **record)
     whole = whole.model_copy(update={"sha256": whole.seal()})
     files.write(folder / "server.json", json.dumps(whole.model_dump()).encode())  # a loss may be NaN
@@ -227,8 +227,3 @@ def _read(path: Path, sha256: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RefusedError(f"{path.name} was changed or is not whole")
     return content
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

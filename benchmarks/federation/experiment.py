@@ -52,8 +52,6 @@ class Figures:
 
 
 class Run:
-    """An experiment under way."""
-
     def __init__(self, experiment: Experiment, started: float) -> None:
         """Goes on from the newest checkpoint that can be used, if any, and says which cannot.
 
@@ -111,9 +109,8 @@ class Run:
         for name, sums in self.counts.items():
             if getattr(record, name).keys() != sums.keys():
                 raise checkpoint.RefusedError(f"its {name} are not {', '.join(sums)}")
-        if strangers := {*record.seen, *record.figures, *record.received, *record.states} - {
-            *range(self.store.clients)
-        }:
+        named = {*record.seen, *record.figures, *record.received, *record.states}
+        if strangers := named - {*range(self.store.clients)}:
             raise checkpoint.RefusedError(f"there is no client {min(strangers)}")
         if record.states.keys() != (set(record.seen) if self.trainer.private_state else set()):
             raise checkpoint.RefusedError(

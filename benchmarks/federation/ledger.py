@@ -44,8 +44,6 @@ MOVED = ("move",)
 
 @dataclass
 class Traffic:
-    """A run's sums."""
-
     sent: dict[str, int] = field(default_factory=lambda: totals([]))
     moved: dict[str, int] = field(default_factory=lambda: totals([], MOVED))
     to_model: dict[str, int] = field(default_factory=lambda: {"parameters": 0, "bytes": 0})
@@ -58,10 +56,6 @@ class Traffic:
             for key, value in totals(entries, ways).items():
                 sums[key] += value
         self.uplink = totals((entry for entry in entries if entry.round == newest), ("up",))
-
-    def reach_model(self, downlinks: Iterable[Entry]) -> None:
-        """Counts what is to be sent until the models judged after the newest round are on the clients."""
-        self.to_model = traffic_to_model(self.sent, self.uplink, downlinks)
 
 
 def traffic_to_model(sent: Mapping[str, int], uplink: Mapping[str, int], downlinks: Iterable[Entry]) -> dict[str, int]:

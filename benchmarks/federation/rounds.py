@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from baselines.base import Params, all_finite
 from benchmarks.federation import checkpoint, codec
 from benchmarks.federation.experiment import Run
-from benchmarks.federation.ledger import Entry
+from benchmarks.federation.ledger import Entry, traffic_to_model
 from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.participation import Participants, draw_participants, faulty
 from benchmarks.federation.recorder import Totals
@@ -174,7 +174,7 @@ def record(run: Run, downlinks: list[Entry]) -> None:
     ``downlinks``: the message that would bring the new aggregate to each client that is judged on it.
     """
     progress, traffic = run.progress, run.traffic
-    traffic.reach_model(downlinks)
+    traffic.to_model = traffic_to_model(traffic.sent, traffic.uplink, downlinks)
     to_model = {f"{unit}_to_model": count for unit, count in traffic.to_model.items()}
     deployed, received = dict(sorted(run.figures.deployed.items())), dict(sorted(run.figures.received.items()))
     seconds = progress.seconds["training"] + progress.seconds["evaluation"]

@@ -28,7 +28,6 @@ def finish(run: Run) -> None:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """Returns what summary.json says of the run."""
     s, progress, traffic = run.settings, run.progress, run.traffic
     downloads = progress.round * s.clients_per_round
     messages = {"up": max(downloads - sum(progress.absent.values()), 1), "down": max(downloads, 1)}

@@ -76,12 +76,8 @@ def local_round(constants: Constants, train: float, participants: int, sent: flo
 
     Where a client sends and receives different amounts, ``sent`` is their mean, here and below: only the sum counts.
     """
-    return Cost(
-        train * participants / min(parallel, participants),
-        2 * participants * sent * constants.serialise,
-        0.0,
-        constants.wait,
-    )
+    compute = train * participants / min(parallel, participants)
+    return Cost(compute, 2 * participants * sent * constants.serialise, 0.0, constants.wait)
 
 
 def cluster_round(

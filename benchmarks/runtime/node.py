@@ -12,8 +12,6 @@ from benchmarks.runtime.transport import MpiTransport
 
 
 class Node(FedMLCommManager):
-    """One of FedML's managers on our transport."""
-
     def __init__(self, transport: MpiTransport, node: int) -> None:
         super().__init__(SimpleNamespace(), transport, node, transport.worker_count + 1)
         self.com_manager = transport

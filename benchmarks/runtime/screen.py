@@ -3,20 +3,18 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks.federation.experiment import Run
 from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.recorder import whose
 from benchmarks.federation.settings import Settings
 from benchmarks.runtime.launch import launcher
 from benchmarks.terminal import printable
-
-if TYPE_CHECKING:
-    from benchmarks.federation.experiment import Run
 
 
 def terminal() -> IO[str] | None:
@@ -67,7 +65,7 @@ class Screen:
         elif number == self.rounds or number % max(1, self.rounds // 5) == 0:
             print(f"  round {number}/{self.rounds}{figures}", flush=True)
 
-    def end(self, run: "Run") -> None:
+    def end(self, run: Run) -> None:
         if self.bar:
             self.bar.stop()
         if d := run.progress.diverged:

@@ -21,15 +21,8 @@ def draw(comparison: Comparison, looks: Looks) -> Figure:
         for axes, values in zip(panels, (accuracies, differences_to_local(runs, local)), strict=False):
             heights = position + np.linspace(-0.4, 0.4, len(values) + 2)[1:-1]
             for height, seed in zip(heights, values, strict=True):
-                axes.scatter(
-                    100 * seed,
-                    np.full(len(seed), height),
-                    s=40 * row,
-                    alpha=0.6,
-                    linewidths=0,
-                    color=color,
-                    marker=marker,
-                )
+                look = {"s": 40 * row, "alpha": 0.6, "linewidths": 0, "color": color, "marker": marker}
+                axes.scatter(100 * seed, np.full(len(seed), height), **look)
             if values:
                 mean = 100 * np.concatenate(values).mean()
                 axes.plot([mean, mean], [position - 0.35, position + 0.35], color="black", linewidth=2.5)
