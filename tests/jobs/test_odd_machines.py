@@ -16,7 +16,7 @@ SHELLS = {
     "no network": ("unshare -rn", "true"),
     "checkout read-only": ("unshare -rm", "mount --bind {root} {root} && mount -o remount,bind,ro {root}"),
     "HOME unset": ("", "unset HOME"),
-    "HOME read-only": ("", "export HOME=/sys"),
+    "HOME read-only": ("unshare -rm", "mount -t tmpfs -o ro none /mnt && export HOME=/mnt"),
     "LC_ALL=C": ("", "export LC_ALL=C"),
     "umask 077": ("", "umask 077"),
     "64 open files": ("", "ulimit -n 64"),

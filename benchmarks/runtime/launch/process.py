@@ -127,6 +127,8 @@ class Group(NamedTuple):
         MPI.Finalize()
         if self.folder and not STATE.watched:
             with contextlib.suppress(OSError):
+                if RANK in (None, "0"):
+                    shutil.rmtree(self.folder / "matplotlib", ignore_errors=True)
                 for socket_file in self.folder.glob(f"*-{RANK or 0}"):
                     socket_file.unlink()
                 self.folder.rmdir()  # the last rank of the host can
@@ -140,6 +142,8 @@ def prepare() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # instead of a traceback from whatever is being imported
     mpi4py.rc.initialize = mpi4py.rc.finalize = False  # start() and leave() say when
+    if not os.access(os.environ.get("HOME", ""), os.W_OK):  # Matplotlib would warn, and leave a folder in TMPDIR
+        os.environ.setdefault("MPLCONFIGDIR", str(STATE.folder / "matplotlib"))
 
 
 def start() -> Group:
