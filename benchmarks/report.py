@@ -14,8 +14,7 @@ if not __package__:  # run as a file: no installation is needed
 
 from benchmarks.analysis.compare import compare
 from benchmarks.analysis.load import ReportError, find_unfinished, load
-from benchmarks.analysis.page import write
-from benchmarks.analysis.screen import show
+from benchmarks.analysis.page import show, write
 from benchmarks.analysis.statistics import TARGET
 from benchmarks.analysis.tables import wording, wording_of_grid
 from benchmarks.terminal import printable

@@ -16,8 +16,6 @@ from benchmarks.runtime.launch import fail, launch
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
     from benchmarks.federation.experiment import Experiment
 
 
@@ -53,15 +51,6 @@ def plan() -> list["Experiment"]:
     return []
 
 
-def form() -> "TypeAdapter[list[Experiment]]":
-    """Returns what writes and reads experiments as JSON, in which they go from rank 0 to the others."""
-    from pydantic import TypeAdapter
-
-    from benchmarks.federation.experiment import Experiment
-
-    return TypeAdapter(list[Experiment])
-
-
 def main() -> None:
     verbose = "--verbose" in sys.argv
     if verbose:
@@ -74,16 +63,18 @@ def main() -> None:
         return next((node.busy for node in nodes if node.busy), "between rounds") if nodes else "start"
 
     group = launch(load, busy, verbose)
-    packed = group.broadcast(lambda: form().dump_json(plan()))
-    experiments = form().validate_json(packed)
-    if not experiments:
-        group.leave()
 
     import torch
+    from pydantic import TypeAdapter
 
+    from benchmarks.federation.experiment import Experiment
     from benchmarks.runtime.transport import MpiTransport
     from benchmarks.runtime.worker import Worker
 
+    form = TypeAdapter(list[Experiment])  # in which experiments go from rank 0 to the others, as JSON
+    experiments = form.validate_json(group.broadcast(lambda: form.dump_json(plan())))
+    if not experiments:
+        group.leave()
     torch.set_num_threads(1)
     transport = MpiTransport(group)
     if group.comm.rank or group.comm.size == 1:

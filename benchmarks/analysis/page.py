@@ -1,8 +1,10 @@
-"""The report as files: the tables, the plots, and a page that holds both."""
+"""The report: as files, the tables, the plots and a page that holds both; and the tables on the screen."""
 
 import base64
 import html
 import re
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import matplotlib
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.plots import PLOTS
@@ -70,3 +75,29 @@ def markdown_rows(words: pd.DataFrame) -> list[str]:
 def markdown_text(text: str) -> str:
     """Returns ``text`` as Markdown that shows it as it is, also where raw HTML or formulas are read."""
     return re.sub(r"[\\`*_\[\]|#~$]", r"\\\g<0>", html.escape(printable(text), quote=False))
+
+
+def screen_table(words: pd.DataFrame) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for heading in words:
+        lines = textwrap.fill(heading, 9, break_long_words=False)
+        table.add_column(lines, justify="left" if heading == "method" else "right", vertical="bottom", no_wrap=True)
+    for row in words.itertuples(index=False):
+        table.add_row(*map(printable, row))
+    return table
+
+
+def show(comparisons: list[Comparison], words_of: Callable[[Comparison], pd.DataFrame]) -> None:
+    """Prints the tables, at most 120 columns wide."""
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
+    for comparison in comparisons:
+        console.print(printable(f"{comparison.title} ({comparison.shared})"), style="bold")
+        console.print(screen_table(words_of(comparison)))
+        for note in comparison.notes:
+            console.print(printable(f"* {note}"))
+        console.print()
+        for words in further_tables(comparison):
+            console.print(screen_table(words))
+            console.print()
+    for line in legend(comparisons):
+        console.print(line, style="dim")
