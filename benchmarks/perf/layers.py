@@ -192,9 +192,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as in every rank of a job
-    print(
-        f"{'layer':17} {'γ':>4} {'batch':>5}  {'':7} {'ms':>9} {'/dense':>7} {'/best':>6} {'kept MB':>8} {'peak MB':>8}"
-    )
+    print(f"{'layer':17} {'γ':>4} {'batch':>5}  {'':7} {'ms':>9} {'/dense':>7} {'/best':>6}  kept MB  peak MB")
     for label in options.layers:
         for gamma in options.gamma:
             torch.set_rng_state(stream_state("layers"))

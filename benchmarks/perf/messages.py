@@ -101,8 +101,7 @@ def main() -> None:
 
     from benchmarks.runtime.transport import MpiTransport
 
-    transport = MpiTransport(group)
-    exchange(group.comm, transport, torch.zeros, sizes, lambda: group.comm.Abort(0))
+    exchange(group.comm, MpiTransport(group), torch.zeros, sizes, lambda: group.comm.Abort(0))
 
 
 if __name__ == "__main__":

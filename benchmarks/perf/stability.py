@@ -158,9 +158,8 @@ def main() -> None:
         dense = [run for run in runs if (run.start, run.clip_norm) == ("dense", clip_norm)] or own
         lost = sum(run.diverged and not other.diverged for run, other in zip(own, dense, strict=True))
         best = max((run.accuracy for run in own if not run.diverged), default=math.nan)
-        print(
-            f"{start:9} clip {clip_norm:g}: best accuracy {best:.3f}; {lost} of {len(own)} diverged where dense did not"
-        )
+        print(f"{start:9} clip {clip_norm:g}: best accuracy {best:.3f}; ", end="")
+        print(f"{lost} of {len(own)} diverged where dense did not")
 
 
 if __name__ == "__main__":

@@ -56,9 +56,8 @@ def draw(comparison: Comparison, looks: Looks) -> Figure:
             continue
         low, high = (curve["accuracy"] + sign * curve["half_interval"] for sign in (-1, 1))
         axes.fill_between(curve[sent], low.clip(lower=0), high.clip(upper=1), color=color, alpha=0.15, linewidth=0)
-    axes.axhline(
-        comparison.target, color="#777777", linewidth=1, linestyle=":", label=f"target {percent(comparison.target)} %"
-    )
+    target = f"target {percent(comparison.target)} %"
+    axes.axhline(comparison.target, color="#777777", linewidth=1, linestyle=":", label=target)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter())
@@ -74,15 +73,8 @@ def draw(comparison: Comparison, looks: Looks) -> Figure:
     axes.set_ylim(max(0, accuracies.max() - 6 * span), min(1, accuracies.max() + 0.6 * span))
     right = axes.get_xlim()[1]
     label_ends(axes, [(name, min(x, right), y, color) for name, x, y, color in ends])
-    axes.text(
-        0.01,
-        comparison.target,
-        f"target {percent(comparison.target)} %",
-        color="#777777",
-        fontsize=10,
-        transform=axes.get_yaxis_transform(),
-        va="bottom",
-    )
+    inside = axes.get_yaxis_transform()  # x as a share of the width
+    axes.text(0.01, comparison.target, target, color="#777777", fontsize=10, transform=inside, va="bottom")
     return figure
 
 
