@@ -124,23 +124,25 @@ def test_every_command_is_run_by_a_test() -> None:
     assert [line for line in commands() if not line.startswith(covered)] == []
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["benchmarks/run.py", "benchmarks/report.py", "benchmarks/tune.py"]
-    + [f"-m benchmarks.perf.{name}" for name in ("runtime", "layers", "stability")],
+PROGRAMS = (
+    *("benchmarks/run.py", "benchmarks/report.py", "benchmarks/tune.py"),
+    *("-m data_partitions build", "-m pfedpara.inspect"),
+    *(f"-m benchmarks.perf.{name}" for name in ("runtime", "layers", "stability")),
 )
-def test_every_script_explains_itself(script: str) -> None:
-    done = type_in(f"{sys.executable} {script} --help", ROOT, 60)
-    assert done.returncode == 0, done.stderr
+
+
+def explained(program: str) -> str:
+    """Returns what a program says of itself."""
+    done = type_in(f"{sys.executable} {program} --help", ROOT, 60)
+    assert (done.returncode, done.stderr) == (0, "")
     assert "usage" in done.stdout
+    return done.stdout
 
 
-def test_files_and_options_that_they_name_exist() -> None:
+def test_every_program_explains_itself_and_the_options_and_files_that_they_name() -> None:
     for path in re.findall(r"`((?:benchmarks|baselines|pfedpara|data_partitions|tests)/[\w/.]+)`", PAGES):
         assert (ROOT / path).exists(), path
-    programs = "benchmarks/run.py", "benchmarks/report.py", "-m benchmarks.perf.runtime", "-m benchmarks.perf.stability"
-    programs += "-m data_partitions build", "-m pfedpara.inspect"
-    known = "".join(type_in(f"{sys.executable} {program} --help", ROOT, 60).stdout for program in programs)
+    known = "".join(map(explained, PROGRAMS))
     named = {option for code in re.findall(r"`([^`\n]+)`", PAGES) for option in re.findall(r"(?<!\S)--[a-z-]+", code)}
     # Of run_all.sh, which has no help, and of mpirun, pip and podman.
     named -= {"--quick", "--compatibility", "--oversubscribe", "--no-deps", "--shm-size"}

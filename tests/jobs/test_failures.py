@@ -38,7 +38,7 @@ FedAvgTrainer.fit = broken
 """Client 3 fails in round 2."""
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_failing_client_ends_the_job_in_one_sentence(tmp_path: Path, ranks: int) -> None:
     out = tmp_path / "out"
     options = ("--algo", "pfedpara", "fedavg", *SHORT, "--out", str(out))
@@ -96,6 +96,7 @@ def test_a_wrong_message_ends_the_job_and_names_its_sender(tmp_path: Path, forge
     assert not list(out.rglob("summary.json"))
 
 
+@pytest.mark.slow
 def test_results_of_a_wrong_form_end_the_job_and_name_their_sender(tmp_path: Path) -> None:
     before = FORGE.format(kind="RESULTS", forgery="params['received'] = {'0': 'good'}")
     done = run("--algo", "fedavg", *SHORT, "--out", str(tmp_path), ranks=3, before=before)
@@ -117,6 +118,7 @@ def test_an_update_that_is_not_finite_ends_the_run_as_diverged_and_names_its_cli
     assert f"client {first}, round 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_global_model_that_leaves_the_finite_numbers_is_recorded(tmp_path: Path) -> None:
     options = ("--algo", "fedavgm", "--set", "server_lr=1e42", "--rounds", "2", "--epochs", "1")
     done = run(*options, "--out", str(tmp_path))

@@ -190,13 +190,16 @@ def test_a_second_job_is_refused_and_touches_nothing(tmp_path: Path) -> None:
     folder = directory(tmp_path, "pfedme")
     try:
         wait_for_round(first, folder / "rounds.csv", 3)
-        for overwrite in ((), ("--overwrite",)):
-            done = run(*LONG, "--seed", "7", "0", *overwrite, "--out", str(tmp_path), ranks=2)
-            assert (done.returncode, done.stdout) == (2, "")
-            (sentence,) = done.stderr.splitlines()
+        words = [*LONG, "--seed", "7", "0", "--out", str(tmp_path)]
+        done = run(*words, ranks=2)
+        assert (done.returncode, done.stdout) == (2, "")
+        with pytest.raises(options.UsageError) as refused:
+            planning.plan(options.parser().parse_args([*words, "--overwrite"]))
+        for said in (done.stderr, str(refused.value)):
+            (sentence,) = said.splitlines()
             assert str(folder) in sentence
             assert re.search(rf"host {re.escape(socket.gethostname())}, process \d+, since \d{{4}}-", sentence)
-            assert not [path for path in directory(tmp_path, "pfedme", seed=7).rglob("*") if path.is_file()]
+        assert not [path for path in directory(tmp_path, "pfedme", seed=7).rglob("*") if path.is_file()]
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGTERM)

@@ -47,11 +47,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_an_unfinished_run_has_no_summary(killed: Path) -> None:
-    assert (directory(killed, "pfedpara") / "rounds.csv").exists()
-    assert not list(killed.rglob("summary.json"))
-
-
 def resume(out: Path, uninterrupted: Path) -> str:
     """Goes on with a run and compares it with the one that nothing stopped. Returns what it said on standard error."""
     done = run(*RESUMABLE, "--resume", "--out", str(out), ranks=2)
@@ -61,11 +56,15 @@ def resume(out: Path, uninterrupted: Path) -> str:
     return done.stderr
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(killed: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_killed_run_has_no_summary_and_resumes_to_the_same_bits(
+    killed: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    assert (directory(killed, "pfedpara") / "rounds.csv").exists()
+    assert not list(killed.rglob("summary.json"))
     assert resume(shutil.copytree(killed, tmp_path / "out"), uninterrupted) == ""
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_summary_gets_it(uninterrupted: Path, tmp_path: Path) -> None:
     out = shutil.copytree(uninterrupted, tmp_path / "out")
     for found in list(out.rglob("summary.json")):

@@ -52,3 +52,9 @@ def test_an_update_is_looked_at_for_finite_numbers_once_a_side() -> None:
     files = [path for room in ("pfedpara", "baselines", "benchmarks") for path in (ROOT / room).rglob("*.py")]
     looking = {str(path.relative_to(ROOT)) for path in files if "all_finite" in path.read_text()}
     assert looking == {"baselines/base.py", "benchmarks/federation/rounds.py"}
+
+
+@pytest.mark.parametrize("call", ["pickle.load", "yaml.load(", "yaml.unsafe", " eval(", " exec(", "weights_only=False"])
+def test_no_source_executes_what_a_file_says(call: str) -> None:
+    rooms = ("benchmarks", "baselines", "pfedpara", "data_partitions")
+    assert not [path for room in rooms for path in (ROOT / room).rglob("*.py") if call in path.read_text()]

@@ -235,11 +235,10 @@ def test_a_file_without_weights_is_refused_in_one_sentence(tmp_path, name):
 
 
 def test_a_refused_job_says_it_without_an_escape_sequence(tmp_path):
-    for name in (NAME, UNREADABLE):
-        done = run("--dataset", f"npz:{tmp_path}/{name}.npz", "--out", str(tmp_path))
-        (sentence,) = done.stderr.splitlines()
-        assert sentence.startswith("error: ")
-        assert printable(name) in sentence
+    done = run("--dataset", f"npz:{tmp_path}/{NAME}.npz", "--out", str(tmp_path))
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: ")
+    assert SHOWN in sentence
 
 
 @pytest.mark.slow
@@ -255,7 +254,7 @@ def test_a_job_on_a_terminal_shows_names_as_they_are(tmp_path):
         assert "\x07" not in shown
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "words",
     [

@@ -415,6 +415,7 @@ def test_a_chunk_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
         open_store(path)
 
 
+@pytest.mark.slow
 def test_a_chunk_that_unpacks_to_more_than_it_declares_is_refused(tmp_path: Path) -> None:
     """1.5 MB of zeros packed, of which the dataset declares 7840 bytes."""
     path = prepare("mnist5k", None, "iid", 10, 0, tmp_path, fraction=0.02, embed=True)
