@@ -27,6 +27,7 @@ import yaml
 
 from benchmarks.perf import cost
 from benchmarks.perf.cost import BATCH, MODEL, SAMPLES
+from benchmarks.runtime.launch import defer_packages
 from pfedpara.streams import stream_seed
 
 CLIENTS, LR, CLIP = 10, 0.05, 5.0
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help=f"write the model's constants to {cost.RECORDED.name}")
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    defer_packages()  # FedML's whole package imports with its own pins alone; its runtime does not need it
     if options.stock:
         stock_fedml(options.rounds, options.stock)
         return
