@@ -14,7 +14,7 @@ from tests.support import run, summary
 @pytest.mark.parametrize("gamma", ["0.1", "0.9"])
 @pytest.mark.parametrize(
     ("lr", "batch", "rounds", "reached"),
-    [("0.01", "10", "3", 0.7), ("0.01", "32", "6", 0.7), ("0.1", "10", "3", 0.85), ("0.1", "32", "3", 0.85)],
+    [("0.01", "10", "3", 0.7), ("0.01", "32", "6", 0.7), ("0.1", "10", "3", 0.85), ("0.1", "32", "4", 0.85)],
 )
 def test_no_run_diverges_with_the_defaults(
     tmp_path: Path, lr: str, batch: str, rounds: str, reached: float, gamma: str
