@@ -20,8 +20,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the files that git knows, so that nothing is left behind among them."""
     folder = tmp_path_factory.mktemp("wheel")
     source = copy_project(folder / "source")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--wheel-dir", folder, source], check=True, stdin=subprocess.DEVNULL)
+    build = ["uv", "build", "--quiet", "--offline", "--wheel", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([sys.executable, "-m", *build, "--out-dir", folder, source], check=True, stdin=subprocess.DEVNULL)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -41,18 +41,8 @@ def test_the_installed_commands_work_from_any_folder(wheel: Path, tmp_path: Path
     venv.create(tmp_path / "venv", symlinks=True)
     programs = tmp_path / "venv" / "bin"
     (libraries,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        programs / "python",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True, stdin=subprocess.DEVNULL)
+    install = ["uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--python", programs / "python"]
+    subprocess.run([sys.executable, "-m", *install, wheel], check=True, stdin=subprocess.DEVNULL)
     (libraries / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
