@@ -12,7 +12,8 @@ from tests.support import ROOT, command, summary
 
 # Sends 15 million parameters to each rank and back, then says how much of /dev/shm is in use.
 SEND = """
-import os
+import os, time
+time.sleep(float(os.environ.get("LATE", 0)) * (os.environ["MPI_LOCALRANKID"] == "0"))
 from benchmarks.runtime.launch import launch
 group = launch(lambda: None)
 import numpy as np
@@ -94,6 +95,13 @@ def test_large_messages_of_eleven_ranks_leave_a_small_dev_shm_free() -> None:
     done = with_memory("64m", *send(11))
     assert (done.returncode, done.stderr) == (0, "")
     assert float(done.stdout) < 0.3
+
+
+@needs_mounts
+def test_what_the_other_ranks_took_before_the_first_one_looked_is_not_held_against_them() -> None:
+    done = with_memory("700k", *send(4), LATE="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0.4 MB are free" in with_memory("400k", *send(4), LATE="1").stderr
 
 
 @needs_mounts
