@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,8 @@ from baselines.base import Trainer
 from benchmarks.federation import files, lock
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.options import UsageError, settings_of
-from benchmarks.federation.registry import build_trainer
+from benchmarks.federation.registry import build_trainer, find_method
+from benchmarks.federation.settings import Settings
 from data_partitions import open_store, prepare
 
 
@@ -23,6 +25,16 @@ def explain_tuning(experiments: list[Experiment]) -> str:
     parts = [f"tuned on validation data (benchmarks/tuned.yaml): {', '.join(f'{v} ({n})' for v, n in tuned.items())}"]
     parts = parts * bool(tuned) + [f"not tuned: {', '.join(others)}"] * bool(others)
     return "; ".join(parts)
+
+
+def complete(there: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """Returns what is ``there`` in a config.yaml, and today's default of what an earlier version did not write yet."""
+    s = experiment.settings
+    defaults = Settings(algo=s.algo, clients=s.clients, clients_per_round=s.clients).record()
+    defaults["partition_sha256"] = experiment.partition_sha256
+    hyper = {name: field.default for name, field in find_method(s.algo, s.parameterization).fields.items()}
+    said = there.get("hyper", {})
+    return defaults | there | {"hyper": hyper | said if isinstance(said, dict) else said}
 
 
 def is_due(experiment: Experiment, overwrite: bool) -> bool:
@@ -43,7 +55,7 @@ def is_due(experiment: Experiment, overwrite: bool) -> bool:
             there["partition_sha256"] = files.read_json(directory / "summary.json").get("partition_sha256")
     except ValueError as error:
         raise UsageError(f"{error}; choose another --out or remove {directory}") from None
-    there.setdefault("partition_sha256", here["partition_sha256"])  # runs of earlier versions
+    there = complete(there, experiment)
     if there != here and not overwrite:
         key = next(key for key in {**here, **there} if there.get(key, "nothing") != here.get(key, "nothing"))
         what = "a run on other data or another partition" if key == "partition_sha256" else "a different experiment"

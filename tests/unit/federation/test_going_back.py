@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save
 
 from benchmarks.federation import checkpoint, planning, rounds
 from benchmarks.federation.experiment import Experiment, Figures, Run
 from benchmarks.federation.ledger import Entry
+from benchmarks.federation.options import UsageError
 from benchmarks.federation.registry import find_method
 from benchmarks.federation.settings import Settings
 from benchmarks.federation.summary import finish
@@ -192,6 +194,32 @@ def test_a_run_that_began_without_a_metric_goes_on_without_its_columns(
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["loss"] == {"mean": 1, "std": 0, "worst_decile": 1, "per_client": [1, 1, 1]}
     assert summary["macro_f1"] == {"mean": None, "std": None, "worst_decile": None, "per_client": [0.1875, None, None]}
+
+
+NEVER_MISSING = {"algo", "clients", "rounds", "hyper"}
+
+
+@pytest.mark.parametrize("section", [(), ("hyper",)])
+def test_what_an_earlier_version_did_not_write_yet_counts_as_its_default(again: Experiment, section: Any) -> None:
+    path = again.settings.directory / "config.yaml"
+    whole = path.read_text()
+    fields = yaml.safe_load(whole)["hyper"] if section else yaml.safe_load(whole)
+    for name in fields.keys() - NEVER_MISSING:
+        config = yaml.safe_load(whole)
+        del (config["hyper"] if section else config)[name]
+        path.write_text(yaml.safe_dump(config))
+        assert planning.is_due(again, overwrite=False), name
+
+
+def test_what_an_earlier_version_did_not_write_yet_is_not_what_is_asked_for_now(again: Experiment) -> None:
+    path = again.settings.directory / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["dropout"], config["hyper"]["lam"]
+    path.write_text(yaml.safe_dump(config))
+    for field in ({"dropout": 0.5}, {"hyper": again.settings.hyper | {"lam": 1.0}}):
+        asked = again._replace(settings=again.settings.model_copy(update=field))
+        with pytest.raises(UsageError, match=rf"holds a different experiment \({next(iter(field))}: "):
+            planning.is_due(asked, overwrite=False)
 
 
 def test_a_run_that_begins_anew_leaves_no_checkpoint_to_go_on_from(again: Experiment) -> None:
