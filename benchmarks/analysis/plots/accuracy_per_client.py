@@ -17,7 +17,7 @@ def draw(comparison: Comparison, looks: Looks) -> Figure:
     panels = figure.subplots(1, 2 if local else 1, sharey=True, squeeze=False)[0]
     for position, (algo, runs) in enumerate(comparison.runs.items()):
         accuracies = [np.array(run.summary["accuracy"]["per_client"]) for run in runs]
-        color, marker = looks[algo]
+        color, marker, _ = looks[algo]
         for axes, values in zip(panels, (accuracies, differences_to_local(runs, local)), strict=False):
             heights = position + np.linspace(-0.4, 0.4, len(values) + 2)[1:-1]
             for height, seed in zip(heights, values, strict=True):

@@ -43,7 +43,7 @@ def draw(comparison: Comparison, looks: Looks) -> Figure:
     ends = []
     for algo, runs in comparison.runs.items():
         curve = mean_curve(runs)
-        color, marker = looks[algo]
+        color, marker, _ = looks[algo]
         final = comparison.table.loc[algo, "accuracy"]
         label = printable(f"{algo}  {percent(final)} %")
         if not curve[sent].any():  # a logarithmic axis has no place for 0
