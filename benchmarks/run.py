@@ -43,6 +43,8 @@ def plan() -> list["Experiment"]:
                 print(printable(f"  {directory}"), flush=True)
             if due:
                 print(planning.explain_tuning(due), flush=True)
+                if line := planning.explain_head(due):
+                    print(line, flush=True)
             return due
     except (options.UsageError, DataError) as error:
         fail(str(error), 2)

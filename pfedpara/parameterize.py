@@ -40,14 +40,16 @@ def parameterize(
     """Replaces the weights of ``model``'s Linear, Conv2d, LSTM and Embedding layers by products of factors, in place.
 
     ``gamma`` within [0, 1] sets the ranks (see ``rank.fedpara_rank``); a layer stays dense where factors would not
-    have fewer parameters, or where it or a module that contains it is named in ``dense``. ``kernel="matrix"`` factors
+    have fewer parameters, or where it or a module that contains it is named in ``dense``; a dense weight is shared, and
+    a method that keeps its layer private keeps it. ``kernel="matrix"`` factors
     a convolution reshaped to (O, I k1 k2) as in Proposition 1, "tensor" as in Proposition 3; one of 1×1, or with fewer
     than k1 k2 inputs per group, always is a matrix, because Proposition 3 would leave next to no rank there. The
     factors are drawn afresh with the weight's mean square (see ``hadamard.initial_factors``) by ``generator`` or
     torch's global one. Biases and everything else are untouched and shared.
 
     Returns ``model``. Raises ValueError, before anything is changed, where an argument is not one of the above, the
-    model was parameterized before, or a layer cannot be factored (the message says which, and what to do).
+    model was parameterized before, a layer cannot be factored (the message says which, and what to do), or ``dense``
+    leaves no weight to factor.
     """
     check_gamma(gamma)
     for name, value, known in (("method", method, get_args(Method)), ("kernel", kernel, get_args(Kernel))):
@@ -68,6 +70,8 @@ def parameterize(
             plans.append((layer, name, composition, initial_factors(composition, weight, generator)))
         except ValueError as error:
             raise ValueError(f"layer {label!r}: {error}") from None
+    if dense and not plans:
+        raise ValueError(f"dense names {', '.join(dense)}, which leaves no weight to factor; leave some of it out")
     for layer, name, composition, factors in plans:
         layer.__class__ = FACTORED.get(type(layer), type(layer))
         # A right inverse for this one call: there is none for any other weight, and torch says so when one is assigned.
@@ -105,14 +109,20 @@ def compositions(model: nn.Module) -> Iterator[tuple[nn.Module, str, Composition
 def _weights(model: nn.Module, dense: Collection[str]) -> Iterator[tuple[nn.Module, str, str]]:
     """The weights to factor: layer, name in it, qualified name. Raises ValueError where one cannot be."""
     names = dict(model.named_modules())
-    if isinstance(dense, str) or (unknown := [name for name in dense if name not in names]):
-        missing = dense if isinstance(dense, str) else unknown[0]
-        raise ValueError(f"dense names {missing!r}; it must be a collection of the names of the model's modules")
+    if isinstance(dense, str):
+        raise ValueError(f"dense names {dense!r}; it must be a collection of the names of the model's modules")
+    found = [path for path, layer in names.items() if any(p.dim() > 1 for p in layer.parameters(recurse=False))]
+    for name in dense:
+        if not any(f"{path}.".startswith(f"{name}.") for path in found):
+            raise ValueError(
+                f"dense names {name!r}, which is no module of the model with a weight to factor; it has "
+                f"{', '.join(found)}, and modules that contain these"
+            )
     owners: dict[Tensor, str] = {}
     for path, layer in names.items():
         if isinstance(layer, parametrize.ParametrizationList) or parametrize.is_parametrized(layer):
             raise ValueError(f"layer {path!r} is parametrized already; a model is parameterized once")
-        if any(path == name or path.startswith(f"{name}.") for name in dense):
+        if any(f"{path}.".startswith(f"{name}.") for name in dense):
             continue
         for name, weight in layer.named_parameters(prefix="", recurse=False):
             label = f"{path}.{name}" if path else name

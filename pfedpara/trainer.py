@@ -9,7 +9,7 @@ Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Eff
 No deviation beyond the shared clipping of baselines/base.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
@@ -59,12 +59,13 @@ class Method(NamedTuple):
         factors, hyper = self.check(values)
         return (factors.model_dump() if self.factors else {}) | hyper.model_dump()
 
-    def build(self, model: nn.Module, **values: Any) -> Trainer:
+    def build(self, model: nn.Module, dense: Collection[str] = (), **values: Any) -> Trainer:
         """Factors the fresh ``model`` in place, with torch's random stream, and returns the method's trainer of it.
 
-        Raises ValueError where ``values`` are not the method's, or it does not suit the model.
+        Modules named in ``dense`` stay as they are. Raises ValueError where ``values`` are not the method's, or it does
+        not suit the model.
         """
         factors, hyper = self.check(values)
         if self.factors:
-            parameterize(model, self.factors, factors.gamma, tanh=factors.tanh)
+            parameterize(model, self.factors, factors.gamma, dense=dense, tanh=factors.tanh)
         return self.trainer(model, hyper)

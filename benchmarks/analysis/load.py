@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from benchmarks.federation import files
 
-OWN = {"algo", "parameterization", "quantize", "quantize_down", "hyper", "tuned", "seed", "partition_sha256"}
+OWN = {"algo", "parameterization", "dense", "quantize", "quantize_down", "hyper", "tuned", "seed", "partition_sha256"}
 """The settings in which the runs of one comparison may differ."""
 
 

@@ -54,12 +54,16 @@ def parser() -> argparse.ArgumentParser:
         if name in ("hyper", "tuned"):
             continue
         default = None if name in DEFAULT_FOLLOWS else field.default
-        said = f"{field.description}" if default is None else f"{field.description} (default: {default})"
+        said = field.description or ""
+        if default not in (None, []):
+            said += f" (default: {default})"
         kind: dict[str, Any] = {"metavar": METAVARS.get(name, "N" if field.annotation is int else "NAME")}
         if field.annotation is bool:
             kind = {"action": "store_true"}
         elif name in SEVERAL:
             kind["nargs"], default = "+", [default]
+        elif field.annotation == list[str]:
+            kind["nargs"] = "+"
         p.add_argument("--" + name.replace("_", "-"), default=default, help=said, **kind)
     for name in HYPER_OPTIONS:
         meaning = next(m.fields[name].description for m in METHODS.values() if name in m.fields)
@@ -150,7 +154,9 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
     lists = (options.partition, options.seed, options.algo, options.parameterization, options.quantize)
     for partition, seed, algo, weights, form in itertools.product(*lists):
         try:
-            own = {"parameterization": find_method(algo, weights).parameterization, "quantize": form}
+            method = find_method(algo, weights)
+            own = {"parameterization": method.parameterization, "quantize": form}
+            own["dense"] = options.dense if method.factors else []
             settings = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
         except ValidationError as error:
             raise UsageError(sentence(error)) from None
@@ -160,4 +166,9 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
         hyper, tuned = hyper_parameters(algo, weights, options, values)
         found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
         check_partition(settings.dataset, settings.partition, settings.clients)
+    if options.dense and not any(settings.dense for settings in found):
+        raise UsageError(
+            f"--dense {' '.join(options.dense)}: {', '.join(options.algo)} has no factors; take pfedpara, fedpara or "
+            "lowrank, or --parameterization"
+        )
     return list({settings.directory: settings for settings in found}.values())  # 00 is seed 0, .50 is α 0.5

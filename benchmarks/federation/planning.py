@@ -16,6 +16,7 @@ from benchmarks.federation.options import UsageError, settings_of
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import Settings
 from data_partitions import open_store, prepare
+from pfedpara.parameterize import summarize
 
 
 def explain_tuning(experiments: list[Experiment]) -> str:
@@ -35,6 +36,23 @@ def complete(there: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
     hyper = {name: field.default for name, field in find_method(s.algo, s.parameterization).fields.items()}
     said = there.get("hyper", {})
     return defaults | there | {"hyper": hyper | said if isinstance(said, dict) else said}
+
+
+def explain_head(experiments: list[Experiment]) -> str:
+    """Returns the line that says what pFedPara's last layer would cost if it were dense; none where it is dense."""
+    ours = [e for e in experiments if e.settings.algo == "pfedpara" and not e.settings.dense]
+    if not ours:
+        return ""
+    with open_store(ours[0].store, ours[0].partition_sha256, tried=True) as store:
+        rows = summarize(build_trainer(ours[0].settings, store).model)
+    head = next(row for row in reversed(rows) if len(row.shape) > 1)
+    if not head.rank:
+        return ""
+    name, sent = head.name.rpartition(".")[0], sum(row.shared for row in rows)
+    return (
+        f"pfedpara: {name}, the last layer, has factors of rank {head.rank}; --dense {name} would send "
+        f"{sent - head.shared + head.dense:,} parameters a client and round, not {sent:,}"
+    )
 
 
 def is_due(experiment: Experiment, overwrite: bool) -> bool:

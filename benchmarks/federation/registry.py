@@ -70,4 +70,4 @@ def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trai
     """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
     torch.set_rng_state(stream_state("start", settings.seed))
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std).to(device)
-    return find_method(settings.algo, settings.parameterization).build(model, **settings.hyper)
+    return find_method(settings.algo, settings.parameterization).build(model, settings.dense, **settings.hyper)

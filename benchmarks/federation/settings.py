@@ -44,6 +44,9 @@ class Settings(BaseModel):
         description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank; by "
         "default the method's own",
     )
+    dense: list[str] = Field(
+        [], description="modules that stay dense where the weights are factored, such as mlp's classifier"
+    )
     quantize: Format = Field(
         "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
     )
@@ -107,6 +110,11 @@ class Settings(BaseModel):
     def _canonical_partition(cls, partition: str) -> str:
         return parse(partition).spec
 
+    @field_validator("dense")
+    @classmethod
+    def _canonical_dense(cls, dense: list[str]) -> list[str]:
+        return sorted(set(dense))
+
     @model_validator(mode="after")
     def _unicode(self) -> "Settings":
         for name, value in self:
@@ -136,9 +144,10 @@ class Settings(BaseModel):
     @property
     def label(self) -> str:
         """The method, with what else was chosen that is not its own."""
+        dense = f"-dense-{'+'.join(self.dense)}" if self.dense else ""
         ways = {"": self.quantize, "down": self.quantize_down}
         codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
-        return self.variant + "".join(codec)
+        return self.variant + dense + "".join(codec)
 
     @property
     def directory(self) -> Path:

@@ -305,6 +305,8 @@ def test_padding_stays_zero_in_training(ids: Tensor) -> None:
         (nn.Linear(9, 9), {"kernel": "cube"}, "kernel is 'cube'; it must be one of tensor, matrix"),
         (nn.Linear(9, 9), {"dense": ["head"]}, "dense names 'head'"),
         (nn.Linear(9, 9), {"dense": "head"}, "dense names 'head'"),
+        (nn.Sequential(nn.Linear(9, 9), nn.ReLU()), {"dense": ["1"]}, "dense names '1', .*; it has 0, and"),
+        (nn.Sequential(nn.Linear(9, 9), nn.ReLU()), {"dense": ["0"]}, "dense names 0, which leaves no weight"),
         (nn.Sequential(nn.GRU(9, 9)), {}, r"layer '0' is a GRU, which has no factors here; name it in dense=\[…\]"),
         (nn.Linear(9, 9, dtype=torch.complex64), {}, "of torch.complex64; it must be real and floating-point"),
         (nn.utils.parametrizations.orthogonal(nn.Linear(9, 9)), {}, "is parametrized already"),
