@@ -56,7 +56,8 @@ def exchange(labels: np.ndarray, owner: np.ndarray, testable: np.ndarray, rng: G
     room = (counts - sure)[taker, giver]
     starts = np.concatenate([np.full(size, nodes - 2), giver, size + np.arange(clients)])
     ends = np.concatenate([np.arange(size), size + taker, np.full(clients, nodes - 1)])
-    capacity = np.concatenate([left, room, lacking]).astype(np.int32)
+    capacity = np.concatenate([left, room, lacking])
+    starts, ends, capacity = (numbers.astype(np.int32) for numbers in (starts, ends, capacity))  # SciPy < 1.15 insists
     flow = maximum_flow(csr_array((capacity, (starts, ends)), (nodes, nodes)), nodes - 2, nodes - 1)
     if flow.flow_value < lacking.sum():
         raise DataError(
