@@ -14,11 +14,12 @@ from tests.support import ROOT, directory, run, same_findings
 
 # The libraries that ask for the system are imported first: they are Linux's here.
 LIKE_A_MAC = """
-import ctypes, os, socket, subprocess, sys, time
+import ctypes, multiprocessing, os, socket, subprocess, sys, time
 import h5py, mpi4py, numpy, psutil, torch
 mpi4py.rc.initialize = mpi4py.rc.finalize = False
 from mpi4py import MPI
 sys.platform = "darwin"
+multiprocessing.context._default_context._default_context = multiprocessing.get_context("spawn")
 del os.pidfd_open, os.sched_getaffinity, socket.SOCK_SEQPACKET, time.CLOCK_BOOTTIME
 find = ctypes.CDLL.__getattr__
 def lack(self, name):
@@ -48,7 +49,7 @@ def test_a_job_without_what_only_linux_has_gives_the_same_bits(tmp_path: Path) -
     options = ("--algo", "pfedpara", "--rounds", "2", "--epochs", "1")
     code = f"{LIKE_A_MAC}\nfrom benchmarks import run\nrun.main()"
     words = [
-        *("mpirun", "-np", "3", sys.executable, "-W", "ignore", "-c", code),
+        *("mpirun", "-np", "3", sys.executable, "-c", code),
         *options,
         "--out",
         str(tmp_path / "mac"),

@@ -7,6 +7,7 @@ nothing behaves differently; it only happens when somebody needs it.
 """
 
 import importlib
+import multiprocessing
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -52,3 +53,7 @@ class _Finder(MetaPathFinder):
 def defer_packages() -> None:
     """Defers the ``__init__`` of ``DEFERRED`` packages not imported yet. Call it before FedML's first import."""
     sys.meta_path.insert(0, _Finder())
+    # FedML makes a lock as it is imported. By the methods that are the default on macOS and since Python 3.14 it has a
+    # name: a process would watch over it, and warn at the end that no rank took it away.
+    if multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method("fork")
