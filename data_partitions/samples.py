@@ -1,7 +1,7 @@
 """The samples of a data set, and the file that holds them once.
 
-A **sample file** holds `x` uint8 (n, *input_shape) and `y` int64 (n,), both contiguous so that every process maps the
-same pages of memory; where the source has them, `client` int64 (n,) and `is_test` bool (n,).
+A **sample file** holds `x` uint8 or float32 (n, *input_shape) and `y` int64 (n,), both contiguous so that every
+process maps the same pages of memory; where the source has them, `client` int64 (n,) and `is_test` bool (n,).
 Attributes: `format`, `version`, `meta` (JSON: the fields of Meta), `sha256` (of meta and arrays), `source_sha256` (of
 the files they were read from).
 """
@@ -23,8 +23,10 @@ from data_partitions.files import SAMPLES_FORMAT, canonical, digest, known_file,
 class Meta:
     """What a data set's samples are.
 
-    dataset: its name, without a path; task: "image" or "text"; classes: their names; input_shape: of one sample; mean,
-    std: per channel, of pixels in [0, 1]; client_names: of the natural clients, empty where there are none.
+    dataset: its name, without a path; task: "image", "text" or "tabular"; classes: their names; input_shape: of one
+    sample, (H, W), (H, W, C), (T,) or (F,); mean, std: per channel or feature, of bytes in [0, 1], of float32 as it is,
+    and in a sample file empty where each partition has those of its own training samples; client_names: of the natural
+    clients, empty where there are none.
     """
 
     dataset: str
@@ -38,7 +40,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Samples:
-    """All samples of a data set: x uint8 (n, *input_shape), y int64 (n,) below len(meta.classes).
+    """All samples of a data set: x uint8 or float32 (n, *input_shape), y int64 (n,) below len(meta.classes).
 
     source_sha256: of the files they were read from. client: int64 (n,), the natural client of each; is_test: bool (n,),
     the source's own division. None: it has none.

@@ -68,23 +68,34 @@ def contact_sheet(store: Store) -> "Figure":
     """Training samples at even distances of up to ten clients, a row each."""
     from matplotlib.figure import Figure
 
-    rows, columns = min(store.clients, 10), 12 if store.task == "image" else 1
-    figure = Figure(figsize=(9, (0.8 if store.task == "image" else 0.3) * rows + 0.6), layout="constrained")
+    pictures = store.task == "image"
+    rows, columns = min(store.clients, 10), 12 if pictures else 1
+    figure = Figure(figsize=(9, (0.8 if pictures else 0.3) * rows + 0.6), layout="constrained")
     figure.suptitle(f"Training samples: {title(store)}", parse_math=False)
     for client, row in enumerate(figure.subplots(rows, columns, squeeze=False)):
         x, y = store.samples(client, "train")
         for axes in row:
             axes.set_axis_off()
         for axes, sample in zip(row, np.arange(columns) * len(x) // columns, strict=True):
-            if store.task == "image":
-                axes.imshow(x[sample], cmap="gray", vmin=0, vmax=255)
+            if pictures:
+                axes.imshow(_shades(x[sample], store), cmap="gray", vmin=0, vmax=255)
                 axes.set_title(printable(store.classes[y[sample]]), fontsize=6, pad=1, parse_math=False)
             else:
-                text = "".join(store.classes[letter] for letter in x[sample]).replace("\n", "⏎")
+                if store.task == "text":
+                    text = "".join(store.classes[letter] for letter in x[sample]).replace("\n", "⏎")
+                else:
+                    text = " ".join(f"{value:.4g}" for value in x[sample][:12]) + " …" * (len(x[sample]) > 12)
                 text = printable(f"{text} → {store.classes[y[sample]]!r}")
                 axes.text(0, 0.4, text, family="monospace", fontsize=8, parse_math=False)
         row[0].text(-0.02, 0.5, f"{client} ", transform=row[0].transAxes, ha="right", va="center", fontsize=8)
     return figure
+
+
+def _shades(picture: np.ndarray, store: Store) -> np.ndarray:
+    """The picture as bytes; of numbers those within two deviations of their channel's mean."""
+    if picture.dtype == np.uint8:
+        return picture
+    return (((picture - store.mean) / store.std + 2) / 4 * 255).clip(0, 255).astype(np.uint8)
 
 
 def title(store: Store) -> str:

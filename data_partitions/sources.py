@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_partitions.datasets import DATASETS, READERS, TEXT, Dataset, Layout, Pixels, check_name
+from data_partitions.datasets import DATASETS, READERS, TEXT, Dataset, Layout, check_name
 from data_partitions.download import fetch
 from data_partitions.errors import DataError, note, reading, some
+from data_partitions.normalisation import PER_PARTITION, Pixels, constants
 from data_partitions.readers.arrays import AGAIN, Arrays, all_of, visible
 from data_partitions.samples import Meta, Samples
 
@@ -115,24 +116,31 @@ def load(source: Source) -> Samples:
         x = x[..., 0]
     if not len(y):
         raise DataError(f"{where} has no samples; at least one is needed")
-    if not (arrays.text or x.ndim == 3 or (x.ndim == 4 and x.shape[-1] <= 4)):
+    if not (x.ndim in (2, 3) or (x.ndim == 4 and x.shape[-1] <= 4)):
         raise DataError(
-            f"{where} has images of shape {x.shape[1:]}; (height, width) or (height, width, channels) is right"
+            f"{where} has samples of shape {x.shape[1:]}; (height, width) or (height, width, channels) of images, with "
+            "four channels at most, or (features,) is right"
         )
     if not x.size:
-        raise DataError(f"{where} has images of shape {x.shape[1:]}, without a pixel; at least one is needed")
+        raise DataError(f"{where} has samples of shape {x.shape[1:]}, without a value; at least one is needed")
     if y.min() < 0 or y.max() >= (len(arrays.classes) if arrays.classes else len(y)):
         right = f"0 to {len(arrays.classes) - 1}" if arrays.classes else "0 upwards, fewer classes than samples"
         raise DataError(f"{where} has labels from {y.min()} to {y.max()}; {right} is right")
     classes = arrays.classes or [str(label) for label in range(int(y.max()) + 1)]
+    if len(classes) < 2:
+        raise DataError(f"{where} has one class, {classes[0]!r}; two or more are needed")
     present = np.bincount(y.astype(np.int64), minlength=len(classes)) > 0
     if not (arrays.text or present.all()):
         empty = [name for name, any_sample in zip(classes, present, strict=True) if not any_sample]
         note(f"{source.name}: {len(empty)} of {len(classes)} classes without a sample: {some(empty)}")
-    mean, std = source.normalisation or (TEXT if arrays.text else _normalisation(x))
+    if source.normalisation or arrays.text:
+        mean, std = source.normalisation or TEXT
+    else:
+        bytes_of_images = x.dtype == np.uint8 and x.ndim > 2
+        mean, std = constants(x, np.arange(len(x))) if bytes_of_images else PER_PARTITION
     meta = Meta(
         dataset=source.name,
-        task="text" if arrays.text else "image",
+        task="text" if arrays.text else "tabular" if x.ndim == 2 else "image",
         classes=classes,
         input_shape=x.shape[1:],
         mean=mean,
@@ -140,19 +148,3 @@ def load(source: Source) -> Samples:
         client_names=list(arrays.client_names),
     )
     return Samples(meta, source.sha256, np.ascontiguousarray(x), y.astype(np.int64), arrays.client, arrays.is_test)
-
-
-def _normalisation(x: np.ndarray) -> Pixels:
-    """Mean and standard deviation per channel, rounded so that no machine's order of summation shows.
-
-    A channel that never changes is given deviation 1, as it is divided by.
-    """
-    channels = x.reshape(len(x), -1, x.shape[3] if x.ndim == 4 else 1)
-    counts = np.zeros((channels.shape[-1], 256), np.int64)
-    # Counting needs eight times the memory of the pixels it counts.
-    for part in np.array_split(channels, 1 + len(x) // 1000):
-        counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(len(counts))]
-    share, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
-    mean = share @ values
-    deviation = np.sqrt(np.maximum(share @ values**2 - mean**2, 0)).round(4)
-    return tuple(mean.round(4).tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())

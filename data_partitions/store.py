@@ -100,7 +100,7 @@ class Store:
                 self._x, self._y = hdf5_child(file, "x", h5py.Dataset, REMOVE), mapped(file, "y")
             else:
                 beside_path = path.parent / Path(file.attrs["samples"]).name
-                with known_file(beside_path, SAMPLES_FORMAT, tried) as beside:
+                with known_file(beside_path, SAMPLES_FORMAT, tried, older=True) as beside:
                     self._x, self._y = mapped(beside, "x"), mapped(beside, "y")
             self._check_shapes(path)
             self._file = opened.pop_all()
@@ -121,7 +121,8 @@ class Store:
             and (self._indices >= 0).all()
             and (self._embedded or (self._indices < rows).all())
             and self._x.shape == (rows, *self.meta.input_shape)
-            and (self._x.dtype, self._y.dtype, self._y.shape) == (np.uint8, np.int64, (rows,))
+            and self._x.dtype in ((np.uint8,) if self.meta.task == "text" else (np.uint8, np.float32))
+            and (self._y.dtype, self._y.shape) == (np.int64, (rows,))
             and 0 <= self._y.min(initial=0) <= self._y.max(initial=0) < len(self.meta.classes)
         ):
             raise DataError(f"{path} does not fit its samples; remove it and build it again")
@@ -150,7 +151,7 @@ class Store:
         return np.array(self._indices[self._range(client, split)])
 
     def samples(self, client: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """x uint8 (n, *input_shape) and y int64 (n,) of one client and split; nothing else is read.
+        """x uint8 or float32 (n, *input_shape) and y int64 (n,) of one client and split; nothing else is read.
 
         Raises DataError where they are not the samples that the store was built from.
         """

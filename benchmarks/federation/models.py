@@ -1,7 +1,8 @@
 """The models of the benchmark, from raw bytes to logits.
 
-Every model takes the stored batch as it is, uint8, and its first layer makes numbers of it: images (B, H, W) or
-(B, H, W, C) become float32 (B, C, H, W), (x/255 − mean)/std per channel; texts (B, T) of character ids are embedded.
+Every model takes the stored batch as it is, uint8 or float32, and its first layer makes numbers of it: images (B, H, W)
+or (B, H, W, C) become float32 (B, C, H, W), (x − mean)/std per channel, bytes over 255; a row of features (B, F) is an
+image of 1 × 1 with F channels; texts (B, T) of character ids are embedded.
 Dense and convolutional layers start as He et al. (2015) propose, N(0, 2/fan_in) with zero biases; the LSTM and the
 embedding as PyTorch's do. A factored layer takes over the mean square of the dense one it replaces, so both variants
 of a model start with weights of equal size.
@@ -18,53 +19,79 @@ from torch.nn.functional import relu
 
 class Input(NamedTuple):
     words: str
-    dimensions: tuple[int, ...]  # how many a sample's shape may have
+    dimensions: dict[str, tuple[int, ...]]  # how many a sample's shape may have, by the data set's task
 
 
-IMAGES, TEXTS = Input("images (H, W) or (H, W, C)", (2, 3)), Input("texts (T,)", (1,))
+IMAGES = Input("images (H, W) or (H, W, C), or features (F,)", {"image": (2, 3), "tabular": (1,)})
+TEXTS = Input("texts (T,)", {"text": (1,)})
 
 
 class Model(NamedTuple):
     """``build`` is called with channels, height, width and classes of images, and returns named layers in their order;
-    or with the classes of texts.
+    or with the classes of texts. Features are the channels of an image of 1 × 1.
     """
 
     build: Callable[..., nn.Module]
     takes: Input = IMAGES
+    smallest: int = 1  # height and width
+
+    def fits(self, input_shape: Sequence[int], task: str) -> bool:
+        """Whether samples of that shape and task are its input."""
+        if len(input_shape) not in self.takes.dimensions.get(task, ()) or min(input_shape) < 1:
+            return False
+        return task == "text" or min(_sizes(input_shape, task)[1:]) >= self.smallest
 
 
 def build_model(
-    name: str, input_shape: Sequence[int], classes: int, mean: Sequence[float], std: Sequence[float]
+    name: str,
+    input_shape: Sequence[int],
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    task: str = "image",
 ) -> nn.Module:
-    """A freshly initialised model (from torch's global generator) for uint8 batches (B, *input_shape).
+    """A freshly initialised model (from torch's global generator) for batches (B, *input_shape), uint8 or float32.
 
-    ``input_shape`` is (H, W) or (H, W, C) for images and (T,) for texts; ``mean`` and ``std`` have one value per
-    channel, of pixels scaled to [0, 1], and texts ignore them. Raises ValueError where the name is unknown or the
-    input does not fit the model.
+    ``input_shape`` is (H, W) or (H, W, C) for the ``task`` "image", (F,) for "tabular" and (T,) for "text"; ``mean``
+    and ``std`` have one value per channel or feature, of bytes scaled to [0, 1], and texts ignore them. Raises
+    ValueError where the name is unknown or the input does not fit the model.
     """
     if name not in MODELS:
         raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}")
     if classes < 2:
         raise ValueError(f"classes is {classes}; a classifier needs at least 2")
-    build, takes = MODELS[name]
-    if len(input_shape) not in takes.dimensions or min(input_shape) < 1:
-        raise ValueError(f"{name} takes {takes.words}, not an input of shape {tuple(input_shape)}")
-    if takes is TEXTS:
-        return build(classes)
-    height, width, channels = (*input_shape, 1)[:3]
+    model, shape = MODELS[name], tuple(input_shape)
+    if not model.fits(shape, task):
+        kind = {"text": "texts", "tabular": "features"}.get(task, "images")
+        smallest = f" of at least {model.smallest} × {model.smallest}" * (model.smallest > 1)
+        fitting = ", ".join(other for other in MODELS if MODELS[other].fits(shape, task))
+        wanted = f"{model.takes.words}{smallest}"
+        raise ValueError(f"{name} takes {wanted}, not {kind} of shape {shape}; take {fitting or 'other data'}")
+    if model.takes is TEXTS:
+        return model.build(classes)
+    channels, height, width = _sizes(shape, task)
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise ValueError(f"mean {mean} and std {std} must have one value for each of {channels} channels, std > 0")
-    model = build(channels, height, width, classes)
-    for layer in model.modules():
+    network = model.build(channels, height, width, classes)
+    for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), **dict(model.named_children())))
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), **dict(network.named_children())))
+
+
+def _sizes(input_shape: Sequence[int], task: str) -> tuple[int, int, int]:
+    """Channels, height and width of a sample."""
+    height, width, channels = (1, 1, *input_shape) if task == "tabular" else (*input_shape, 1)[:3]
+    return channels, height, width
 
 
 class Normalize(nn.Module):
-    """uint8 images (B, H, W) or (B, H, W, C) to float32 (B, C, H, W): (x/255 − mean)/std, constants per channel."""
+    """Images (B, H, W) or (B, H, W, C), or features (B, F), to float32 (B, C, H, W): (x − mean)/std per channel.
+
+    Bytes are divided by 255 first, and features become channels of 1 × 1.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -72,9 +99,12 @@ class Normalize(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)  # (B, C, H, W)
+        if images.dim() == 2:
+            x = images[:, :, None, None]
+        else:
+            x = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)  # (B, C, H, W)
         mean, std = (x.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
-        return (x / 255 - mean) / std  # (B, C, H, W)
+        return ((x / 255 if x.dtype == torch.uint8 else x) - mean) / std  # (B, C, H, W)
 
     def extra_repr(self) -> str:
         return f"mean={self.mean}, std={self.std}"
@@ -94,7 +124,6 @@ def mlp(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
 
 def cnn(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
     """Two 5×5 convolutions of 32 and 64 channels and a hidden layer of 512 (McMahan et al., AISTATS 2017)."""
-    _at_least("cnn", 4, height, width)
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 32, 5, padding=2),
@@ -129,7 +158,6 @@ def vgg16(channels: int, height: int, width: int, classes: int) -> nn.Sequential
     FedPara's 1.55 M at γ = 0.1 (and 4.53 M at 0.4 for 100 classes) are with the three dense layers of ``classifier``
     left dense.
     """
-    _at_least("vgg16", 32, height, width)
     features: list[nn.Module] = []
     for depth, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(repeats):
@@ -149,7 +177,6 @@ def vgg16(channels: int, height: int, width: int, classes: int) -> nn.Sequential
 
 def resnet18(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
     """ResNet18 for small images (a 3×3 stem, no pooling; He et al., CVPR 2016) with GroupNorm."""
-    _at_least("resnet18", 8, height, width)
     blocks: list[nn.Module] = []
     previous = 64
     for depth, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
@@ -199,10 +226,10 @@ class CharacterLSTM(nn.Module):
 
 MODELS = {
     "mlp": Model(mlp),
-    "cnn": Model(cnn),
-    "cnn-bn": Model(cnn_bn),
-    "vgg16": Model(vgg16),
-    "resnet18": Model(resnet18),
+    "cnn": Model(cnn, smallest=4),
+    "cnn-bn": Model(cnn_bn, smallest=4),
+    "vgg16": Model(vgg16, smallest=32),
+    "resnet18": Model(resnet18, smallest=8),
     "lstm": Model(CharacterLSTM, TEXTS),
 }
 
@@ -210,8 +237,3 @@ MODELS = {
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.GroupNorm(32, outputs))
-
-
-def _at_least(name: str, size: int, height: int, width: int) -> None:
-    if min(height, width) < size:
-        raise ValueError(f"{name} needs images of at least {size} × {size}, not {height} × {width}")

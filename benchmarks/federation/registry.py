@@ -69,5 +69,6 @@ def find_method(algo: str, parameterization: str | None = None) -> Method:
 def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trainer:
     """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
     torch.set_rng_state(stream_state("start", settings.seed))
-    model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std).to(device)
+    model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std, store.task)
+    model = model.to(device)
     return find_method(settings.algo, settings.parameterization).build(model, settings.dense, **settings.hyper)

@@ -11,11 +11,11 @@ from data_partitions.errors import DataError, note, reading, some
 from data_partitions.hdf5 import hdf5_child, open_hdf5
 from data_partitions.readers.arrays import AGAIN, Arrays, all_of, as_many, check_labels, hdf5_array, same_shape
 from data_partitions.readers.characters import CHARACTERS, DIGITS, LETTERS, disjoint_windows, windows
-from data_partitions.readers.values import as_labels, as_uint8, one_scale
+from data_partitions.readers.values import as_labels, as_shaped, as_stored, as_uint8, one_scale
 
 
 class Part(NamedTuple):
-    """What one file holds of one natural client. scale: as_uint8's, or "text"; taken: as as_labels says."""
+    """What one file holds of one natural client. scale: as_uint8's, "text", or "" where x is as read; taken: how."""
 
     name: str
     is_test: bool
@@ -29,8 +29,8 @@ class Part(NamedTuple):
 def tff(files: list[Path], classes: list[str] | None = None, alphabet: list[str] | None = None) -> Arrays:
     """TensorFlow Federated's HDF5, examples/<client>/…: images and labels, or text; a second file is the test part.
 
-    Images have ``classes`` and texts an ``alphabet``. Without either the files tell which, with LETTERS for texts.
-    Grey values stay as they are: in Federated EMNIST the background is 1.
+    Images have ``classes`` and texts an ``alphabet``. Without either the files tell which, with LETTERS for texts, and
+    x may be other numbers than grey values. These stay as they are: in Federated EMNIST the background is 1.
     """
     parts = []
     for path in files:
@@ -56,8 +56,12 @@ def tff(files: list[Path], classes: list[str] | None = None, alphabet: list[str]
                     )
                 x, y = (hdf5_array(group, key, path) for key in keys)
                 y, taken = as_labels(y, where)
-                x, scale = as_uint8(x, where)
-                parts.append(Part(name, is_test, where, x, y, scale, taken))
+                if classes is None:
+                    x, shaped = as_shaped(x)
+                    parts.append(Part(name, is_test, where, x, y, "", "; ".join(filter(None, (shaped, taken)))))
+                else:
+                    x, scale = as_uint8(x, where)
+                    parts.append(Part(name, is_test, where, x, y, scale, taken))
     return _by_client(parts, classes, alphabet, files, divided=len(files) > 1)
 
 
@@ -125,7 +129,11 @@ def _by_client(
         check_labels(part.y, None if text else classes, part.where)
     for taken in sorted({part.taken for part in used} - {""}):
         note(f"{all_of(files)}: {taken}")
-    x = np.concatenate(one_scale([(part.x, part.scale) for part in used], [part.where for part in used]))
+    places = [part.where for part in used]
+    if used[0].scale:
+        x = np.concatenate(one_scale([(part.x, part.scale) for part in used], places))
+    else:
+        x = as_stored([part.x for part in used], places, rounding=True)
     y = np.concatenate([part.y for part in used])
     if text:
         classes = alphabet or LETTERS

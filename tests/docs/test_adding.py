@@ -48,12 +48,12 @@ def test_a_method_a_model_a_metric_and_a_data_set(tmp_path: Path) -> None:
     for heading in ("A method", "A model", "A metric", "A data set"):
         apply_to(heading, tmp_path)
     command = (
-        "python benchmarks/run.py --algo uniform --dataset digits --model deep-mlp --rounds 2 --epochs 1 --clients 3"
+        "python benchmarks/run.py --algo uniform --dataset wines --model deep-mlp --rounds 2 --epochs 1 --clients 3"
     )
     for line in (f"mpirun -np 2 {command}", "python benchmarks/report.py runs"):
         done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
-    run = tmp_path / "runs" / "digits-dirichlet:0.5" / "uniform" / "seed0"
+    run = tmp_path / "runs" / "wines-dirichlet:0.5" / "uniform" / "seed0"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["clients"] == 3
     assert 1 >= summary["top3"]["mean"] > summary["accuracy"]["mean"] > 0.2  # a guess is right one time in ten

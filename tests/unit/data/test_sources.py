@@ -279,15 +279,19 @@ def write_arrays(path: Path, arrays: dict) -> None:
         ({"x": IMAGES, "y": LABELS - 1}, "labels from -1 to 0"),
         ({"x": IMAGES, "y": LABELS * 10**6}, "labels from 0 to 1000000"),
         ({"x": IMAGES, "y": LABELS / 2}, r"y in .* has labels such as 0\.5; whole numbers"),
-        ({"x": IMAGES, "y": LABELS.astype(str)}, "labels of type <U21"),
+        ({"x": IMAGES, "y": LABELS * 0}, "has one class, '0'; two or more are needed"),
+        ({"x": IMAGES, "y": LABELS.astype(complex)}, "labels of type complex"),
         ({"x": np.full((20, 4, 4), np.nan), "y": LABELS}, "has NaN or infinity"),
-        ({"x": np.full((20, 4, 4), 1.5), "y": LABELS}, "has values from 1.5 to 1.5"),
-        ({"x": np.full((20, 4, 4), -1), "y": LABELS}, "has values from -1 to -1"),
+        (
+            {"x": np.where(LABELS, 1, np.nan)[:, None], "y": LABELS},
+            "NaN or infinity in 10 of 20 samples, the first in number 0;",
+        ),
+        ({"x": np.full((20, 4, 4), 1e300), "y": LABELS}, "values that float32 does not hold, such as 1e\\+300"),
         ({"x": IMAGES.astype(str), "y": LABELS}, "x in .* has pixels of type <U"),
-        ({"x": IMAGES.reshape(20, 16), "y": LABELS}, r"images of shape \(16,\)"),
-        ({"x": np.zeros((20, 3, 8, 8), np.uint8), "y": LABELS}, "height, width, channels"),
+        ({"x": LABELS, "y": LABELS}, r"samples of shape \(\)"),
+        ({"x": np.zeros((20, 5, 8, 8), np.uint8), "y": LABELS}, "height, width, channels"),
         ({"a": IMAGES}, "holds a; arrays x and y, or"),
-        ({"x": IMAGES[:, :0, :0], "y": LABELS}, r"images of shape \(0, 0\), without a pixel"),
+        ({"x": IMAGES[:, :0, :0], "y": LABELS}, r"samples of shape \(0, 0\), without a value"),
         ({"x": IMAGES, "y": np.eye(20)[LABELS] + 1}, r"labels of shape \(20, 20\)"),
         ({"x": IMAGES, "y": LABELS * np.nan}, "has labels such as nan"),
         # As many in all, but from the ninth on every label would belong to another image.
@@ -554,7 +558,7 @@ def test_pictures_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(("ending", "kind"), [("png", "<u2"), ("tiff", "<u2"), ("tiff", ">u2"), ("pgm", ">u2")])
 def test_16_bits_are_scaled_not_clipped(ending: str, kind: str, tmp_path: Path) -> None:
     grey = np.array([[0, 128, 129, 257], [25700, 32767, 65407, 65535], [1, 2, 3, 4], [5, 6, 7, 8]], np.uint16)
-    pictures(tmp_path, ["a/1.png"])
+    pictures(tmp_path, ["a/1.png", "b/2.png"])
     for part in ("train", "valid", "test"):
         path = tmp_path / "CINIC-10" / part / f"a/16.{ending}"
         if ending == "pgm":

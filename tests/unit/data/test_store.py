@@ -299,7 +299,7 @@ def test_samples_of_an_earlier_version_are_read_anew(path: Path) -> None:
     with h5py.File(samples, "r+") as file:
         file.attrs["version"] = 1
         file["x"][0] = 255
-    with pytest.raises(DataError, match=r"mnist5k\.h5 has schema version 1, this program reads 2"):
+    with pytest.raises(DataError, match=r"mnist5k\.h5 has schema version 1, this program reads 3"):
         open_store(path)
     assert prepare("mnist5k", None, "dirichlet:0.5", 10, 0, path.parent) == path
     assert read_samples(samples).x[0].min() == 0
@@ -384,7 +384,7 @@ def test_indices_outside_the_samples_are_refused_even_with_a_right_hash(path: Pa
 
 
 def test_a_few_samples_can_be_embedded(tmp_path: Path) -> None:
-    name = arrays_file(tmp_path, x=np.arange(12, dtype=np.uint8).reshape(12, 1, 1), y=np.zeros(12, np.int64))
+    name = arrays_file(tmp_path, x=np.arange(12, dtype=np.uint8).reshape(12, 1, 1), y=np.arange(12) % 2)
     path = prepare(name, None, "iid", 4, 0, tmp_path, embed=True)
     for file in tmp_path.glob("*"):
         if file != path:

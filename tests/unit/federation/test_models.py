@@ -25,7 +25,7 @@ COLOUR = (0.5, 0.4, 0.3), (0.2, 0.2, 0.25)
 def build(name: str, classes: int = 10) -> nn.Module:
     torch.manual_seed(0)
     mean, std = COLOUR if len(INPUTS[name]) == 3 else ((0.13,), (0.31,))
-    return build_model(name, INPUTS[name], classes, mean, std)
+    return build_model(name, INPUTS[name], classes, mean, std, "text" if MODELS[name].takes is TEXTS else "image")
 
 
 # Dense, and with FedPara at the γ of the paper or, where that gives none, at 0.5; see vgg16's docstring for `dense`.
@@ -125,6 +125,20 @@ def test_normalize_by_hand() -> None:
     torch.testing.assert_close(grey, torch.full((1, 1, 2, 3), 2.0))
 
 
+def test_numbers_are_normalized_as_they_are() -> None:
+    """Of a picture by its channel, of a row of features each by its own: (-3 - 1) / 2 and (255 - 5) / 50."""
+    picture = Normalize((1.0,), (2.0,))(torch.full((1, 2, 3), -3.0))
+    torch.testing.assert_close(picture, torch.full((1, 1, 2, 3), -2.0))
+    row = Normalize((1.0, 5.0), (2.0, 50.0))(torch.tensor([[-3.0, 255.0]]))
+    torch.testing.assert_close(row.flatten(1), torch.tensor([[-2.0, 5.0]]))
+
+
+def test_features_are_the_inputs_of_the_mlp() -> None:
+    model = build_model("mlp", (13,), 2, (0.0,) * 13, (1.0,) * 13, "tabular")
+    assert model.hidden.in_features == 13
+    assert model(torch.zeros(5, 13)).shape == (5, 2)
+
+
 def test_dense_layers_start_as_he() -> None:
     model = build("mlp")
     assert model.hidden.weight.var().item() == pytest.approx(2 / 784, rel=0.02)
@@ -141,12 +155,22 @@ def test_pfedpara_shares_59570_of_the_mlp() -> None:
     ("name", "shape", "message"),
     [
         ("gpt", (28, 28), "model is 'gpt'; it must be one of mlp, cnn, cnn-bn, vgg16, resnet18, lstm"),
-        ("vgg16", (28, 28), "vgg16 needs images of at least 32 × 32, not 28 × 28"),
-        ("mlp", (80,), r"mlp takes images \(H, W\) or \(H, W, C\), not an input of shape \(80,\)"),
-        ("lstm", (28, 28), r"lstm takes texts \(T,\), not an input of shape \(28, 28\)"),
+        (
+            "vgg16",
+            (28, 28),
+            r"images .* of at least 32 × 32, not images of shape \(28, 28\); take mlp, cnn, cnn-bn, resnet18",
+        ),
+        (
+            "mlp",
+            (80,),
+            r"mlp takes images \(H, W\) or \(H, W, C\), or features \(F,\), not texts of shape \(80,\); take lstm",
+        ),
+        ("cnn", (13,), r"cnn takes images .*, not features of shape \(13,\); take mlp"),
+        ("lstm", (28, 28), r"lstm takes texts \(T,\), not images of shape \(28, 28\); take mlp, cnn"),
         ("mlp", (28, 28, 3), "must have one value for each of 3 channels"),
     ],
 )
 def test_inputs_that_do_not_fit(name: str, shape: tuple[int, ...], message: str) -> None:
+    task = {(80,): "text", (13,): "tabular"}.get(shape, "image")
     with pytest.raises(ValueError, match=message):
-        build_model(name, shape, 10, (0.5,), (0.5,))
+        build_model(name, shape, 10, (0.5,), (0.5,), task)
