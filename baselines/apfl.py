@@ -37,6 +37,7 @@ class ApflTrainer(SecondModelTrainer):
         super().__init__(model, hyper)
         if len(self.shared) > len(self.trainable):
             raise ValueError("a mixture of two models has no running statistics; take a model without BatchNorm")
+        self.optimizer_of_v = self.add_optimizer("own", self.v)
         self.alpha = torch.tensor(self.hyper.alpha, dtype=torch.float64)
         self.private_state = {f"v.{name}": v for name, v in self.v.items()} | {"alpha": self.alpha}
         self.adapts = False  # whether α is due at the next batch
@@ -61,11 +62,11 @@ class ApflTrainer(SecondModelTrainer):
         loss, mixed = self.gradients(x, y)
         alpha, slope = self.alpha.item(), 0.0
         with torch.no_grad():
-            each = zip(self.trainable, w, self.v.values(), gradients, mixed, strict=True)
-            for parameter, u, v, at_w, at_mixed in each:
+            for parameter, u, v, at_mixed in zip(self.trainable, w, self.v.values(), mixed, strict=True):
                 slope += float(((v - u) * at_mixed).sum())
-                parameter.copy_(u.add_(at_w, alpha=-lr))
-                v.add_(at_mixed, alpha=-lr * alpha)
+                parameter.copy_(u)
+        self.optimizer.step(self.trainable, gradients, lr)
+        self.optimizer_of_v.step(list(self.v.values()), mixed, lr, scale=alpha)
         if self.adapts:
             self.alpha.fill_(alpha - lr * slope).clamp_(0, 1)
             self.adapts = False

@@ -7,15 +7,17 @@ The gradient of each step is clipped to the norm ``clip_norm``, the same for eve
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.adapter import FedMLAggregator, FedMLTrainer, RoundContext
+from baselines.augment import crop_and_flip
+from baselines.local_optimizer import ADAMW_DECAY, LocalOptimizer, Name, Rate, rate_for
 from pfedpara.sharing import split_parameters
 from pfedpara.streams import stream_state
 
@@ -36,14 +38,40 @@ def search(low: float, high: float, log: bool = True) -> dict[str, Any]:
 class Hyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Hyper-parameters are checked where they are made: unknown names, types and ranges.
 
-    Those with ``search`` are tuned by benchmarks/tune.py.
+    Those with ``search`` are tuned by benchmarks/tune.py. A default of the ``stepped`` rate is for SGD.
     """
+
+    stepped: ClassVar[str] = "lr"  # the learning rate that the local optimizer takes
 
     lr: float = Field(0.1, gt=0, description="η, the clients' learning rate", **search(0.03, 3))
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor on η after each round")
     epochs: int = Field(5, ge=1, description="E, local epochs a round")
     batch_size: int = Field(32, ge=1, description="B, samples a local step")
     clip_norm: float = Field(1.0, ge=0, description="largest Euclidean norm of a step's gradient; 0 does not clip")
+    optimizer: Name = Field("sgd", description="of the local steps: sgd | momentum | adam | adamw")
+    weight_decay: float = Field(0.0, ge=0, description="λ of the local optimizer; with adamw 0.01 by default")
+    keep_optimizer: bool = Field(False, description="keep the optimizer's state between rounds, on the client")
+    augment: bool = Field(False, description="crop and flip the pictures of each local step at random")
+
+    @classmethod
+    def rate(cls, optimizer: str) -> Rate:
+        """Returns default and bounds of the ``stepped`` rate with that local optimizer."""
+        field = cls.model_fields[cls.stepped]
+        extra: Any = field.json_schema_extra or search(field.default, field.default)
+        return rate_for(optimizer, Rate(field.default, extra["search"]["low"], extra["search"]["high"]))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_optimizer(cls, values: dict[str, Any]) -> dict[str, Any]:
+        optimizer = values.get("optimizer", "sgd")
+        decay = {"weight_decay": ADAMW_DECAY} if optimizer == "adamw" else {}
+        return {cls.stepped: cls.rate(optimizer).default} | decay | values
+
+    @model_validator(mode="after")
+    def _nothing_to_keep(self) -> Self:
+        if self.keep_optimizer and self.optimizer == "sgd":
+            raise ValueError("--keep-optimizer: sgd has no state to keep; take --optimizer momentum, adam or adamw")
+        return self
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -118,6 +146,7 @@ class Trainer(FedMLTrainer):
 
     # The tensors that go to the server and those that the client keeps between rounds are in ``travelling`` and
     # ``private_state``: the shared and the private parameters, to which a method adds what else it sends or keeps.
+    # The state of its optimizers is apart: it is kept where the user asks for it.
 
     hyper_class: ClassVar[type[Hyper]] = Hyper
     aggregator_class: ClassVar[type[Aggregator]] = Aggregator
@@ -132,6 +161,13 @@ class Trainer(FedMLTrainer):
         self.private_state: Mapping[str, Tensor] = self.private
         self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
         self.trainable = list(model.parameters())  # what a step changes
+        self.optimizers: dict[str, LocalOptimizer] = {}  # a method with a second model has one for that as well
+        self.optimizer = self.add_optimizer("shared", dict(model.named_parameters()))
+
+    def add_optimizer(self, owner: str, parameters: Mapping[str, Tensor]) -> LocalOptimizer:
+        """Returns an optimizer as the user chose it, which remembers its own moments of ``parameters``."""
+        self.optimizers[owner] = LocalOptimizer(self.hyper.optimizer, self.hyper.weight_decay, parameters)
+        return self.optimizers[owner]
 
     def make_aggregator(self, clients: int) -> Aggregator:
         """Returns the server's half for so many registered clients, on the same model."""
@@ -165,10 +201,29 @@ class Trainer(FedMLTrainer):
 
     def get_private_state(self) -> Params:
         """Returns everything this client keeps between rounds."""
-        return copy_of(self.private_state)
+        return copy_of(self.kept)
 
     def set_private_state(self, state: Params) -> None:
-        copy_into(self.private_state, state)
+        copy_into(self.kept, state)
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """What a client keeps between rounds, no copies: its ``private_state``, and its optimizers' where it should."""
+        return {**self.private_state, **self.kept_moments}
+
+    @property
+    def kept_moments(self) -> Params:
+        return {
+            f"optimizer.{owner}.{name}": tensor
+            for owner, optimizer in self.optimizers.items()
+            if self.hyper.keep_optimizer
+            for name, tensor in optimizer.state.items()
+        }
+
+    def forget_moments(self) -> None:
+        """Lets every optimizer start afresh."""
+        for optimizer in self.optimizers.values():
+            optimizer.forget()
 
     def fit(self, data: TensorDataset, context: RoundContext) -> None:
         """Runs E local epochs on ``data``, a pair of inputs (n, …) and labels (n,).
@@ -177,6 +232,8 @@ class Trainer(FedMLTrainer):
         Raises DivergedError where the loss or a weight is no longer finite.
         """
         torch.set_rng_state(stream_state("training", *context))
+        if not self.hyper.keep_optimizer:
+            self.forget_moments()
         self.run_epochs(data, self.hyper.epochs, self.learning_rate(context))
 
     def run_epochs(self, data: TensorDataset, epochs: int, lr: float) -> None:
@@ -186,7 +243,8 @@ class Trainer(FedMLTrainer):
         for _ in range(epochs):
             loss = torch.zeros((), device=y.device)
             for batch in torch.randperm(len(y)).split(self.samples_per_step):
-                loss += self.step(x[batch], y[batch], lr)
+                inputs = crop_and_flip(x[batch]) if self.hyper.augment else x[batch]
+                loss += self.step(inputs, y[batch], lr)
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss is {loss.item()} at learning rate {lr:g}")
         self.check_finite(lr)
@@ -211,8 +269,7 @@ class Trainer(FedMLTrainer):
         loss, gradients = self.gradients(x, y)
         with torch.no_grad():
             self.correct(gradients)
-            for parameter, gradient in zip(self.trainable, gradients, strict=True):
-                parameter.add_(gradient, alpha=-lr)
+        self.optimizer.step(self.trainable, gradients, lr)
         return loss
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
@@ -245,13 +302,15 @@ class Trainer(FedMLTrainer):
         """Turns the model, which holds what was received or trained last, into the one that this client would use.
 
         FedAvg uses it as it is. A method that adapts it first does so here, on the client's training ``data``, and
-        changes nothing but the model's tensors. Raises DivergedError as ``fit`` does.
+        changes nothing but the model's tensors. Its optimizer starts afresh. Raises DivergedError as ``fit`` does.
         """
 
     @contextmanager
     def deployed(self, data: TensorDataset, context: RoundContext) -> Iterator[nn.Module]:
         """Within the block ``self.model`` is what ``deploy`` makes of it; afterwards all is as it was."""
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        moments = copy_of(self.kept_moments)
+        self.forget_moments()
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(stream_state("deployment", *context))
@@ -259,3 +318,4 @@ class Trainer(FedMLTrainer):
             yield self.model
         finally:
             self.model.load_state_dict(before)
+            copy_into(self.kept_moments, moments)

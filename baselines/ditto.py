@@ -31,6 +31,7 @@ class DittoTrainer(SecondModelTrainer):
 
     def __init__(self, model: nn.Module, hyper: Hyper) -> None:
         super().__init__(model, hyper)
+        self.optimizer_of_v = self.add_optimizer("own", dict(model.named_parameters()))
         self.anchor: list[Tensor] = []  # w^t while v_k is trained
 
     def fit(self, data: TensorDataset, context: RoundContext) -> None:
@@ -39,10 +40,11 @@ class DittoTrainer(SecondModelTrainer):
         copy_into(self.w, self.shared)
         copy_into(self.shared, self.v)
         self.anchor = anchor
+        optimizer, self.optimizer = self.optimizer, self.optimizer_of_v
         try:
             super().fit(data, context)
         finally:
-            self.anchor = []
+            self.anchor, self.optimizer = [], optimizer
         copy_into(self.v, self.shared)
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:

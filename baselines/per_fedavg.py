@@ -13,7 +13,8 @@ theory has it: above, I − α ∇²f turns steps around. On the mlp of this sui
 In E epochs each sample is used once an epoch, as everywhere, so that a round has a half (fo) or a third (hf) of
 FedAvg's steps, at one (fo) or 4/3 (hf) of its gradients; batches left over at the end of an epoch do not make a step.
 Deviations: the server's mean is weighted by samples, as FedAvg's is here; the gradient of each step, the inner one and
-the whole outer one, is clipped as in baselines/base.py.
+the whole outer one, is clipped as in baselines/base.py. A local optimizer takes the outer step for SGD; the inner one
+is part of what w is chosen for, and stays SGD's.
 """
 
 from typing import Literal
@@ -25,6 +26,7 @@ from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext
 from baselines.base import Hyper, Trainer, search
+from baselines.local_optimizer import descend
 
 
 class PerFedAvgHyper(Hyper, frozen=True):
@@ -70,14 +72,23 @@ class PerFedAvgTrainer(Trainer):
         if len(batches) < self.batches:  # the end of an epoch
             return torch.zeros(())
         w = [parameter.detach().clone() for parameter in self.trainable]
-        loss = super().step(*batches[0], self.hyper.inner_lr)
+        loss = self.adapt(*batches[0])
         _, direction = self.loss_gradients(*batches[1])  # g = ∇f(w̃; D′)
         if self.hyper.variant == "hf":
             ahead, behind = (self.gradients_at(w, direction, way * self.hyper.delta, batches[2]) for way in (1, -1))
             difference = torch._foreach_sub(ahead, behind)  # 2δ ∇²f(w; D″) g
             direction = torch._foreach_sub(direction, difference, alpha=self.hyper.inner_lr / (2 * self.hyper.delta))
         self.clip(direction)
-        self.place(w, direction, -lr)
+        with torch.no_grad():
+            for parameter, start in zip(self.trainable, w, strict=True):
+                parameter.copy_(start)
+        self.optimizer.step(self.trainable, direction, lr)
+        return loss
+
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        """Takes the step w − α ∇f(w), whatever optimizer moves w itself. Returns the loss before it."""
+        loss, gradients = self.gradients(x, y)
+        descend(self.trainable, gradients, self.hyper.inner_lr)
         return loss
 
     def gradients_at(
@@ -99,5 +110,5 @@ class PerFedAvgTrainer(Trainer):
         batches = torch.randperm(len(y)).split(self.hyper.batch_size)
         for number in range(self.hyper.adapt_steps):
             batch = batches[number % len(batches)]
-            super().step(x[batch], y[batch], self.hyper.inner_lr)
+            self.adapt(x[batch], y[batch])
         self.check_finite(self.hyper.inner_lr)

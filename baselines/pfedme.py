@@ -11,7 +11,7 @@ K steps on the loss, and stays.
 
 Deviations: the R local rounds are the batches of E epochs, so that every method sees the same samples; the loss's
 gradient in a step on θ is clipped as in baselines/base.py. As in the authors' code, θ starts at w in each round and
-goes on from where the previous batch left it.
+goes on from where the previous batch left it. The K steps are the local optimizer's, SGD's in the paper.
 """
 
 from pydantic import Field
@@ -23,6 +23,7 @@ from pfedpara.sharing import learned
 
 # w_i goes the share ηλ of the way to θ, and θ by its step size times λ towards w_i: both have to stay at 2 or below.
 class PFedMeHyper(Hyper, frozen=True):
+    stepped = "personal_lr"
     lr: float = Field(0.05, gt=0, description="η, step size of the local model w_i", **search(0.01, 0.1))
     personal_lr: float = Field(0.05, gt=0, description="step size of the K steps on θ", **search(0.02, 0.1))
     lam: float = Field(15.0, gt=0, description="λ, pull of θ towards w_i", **search(5, 20))

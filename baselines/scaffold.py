@@ -15,9 +15,10 @@ plain SGD.
 """
 
 import math
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -27,6 +28,15 @@ from pfedpara.sharing import learned
 
 class ScaffoldHyper(Hyper, frozen=True):
     server_lr: float = Field(1.0, gt=0, description="η_g, the server's step size", **search(0.3, 1))
+
+    @model_validator(mode="after")
+    def _plain_steps(self) -> Self:
+        if self.optimizer != "sgd":
+            raise ValueError(
+                "--optimizer: a control variate is the mean gradient of a round's steps of sgd, which others do not "
+                f"reveal; take sgd, or --set scaffold.optimizer=sgd beside other methods, got {self.optimizer}"
+            )
+        return self
 
 
 class ScaffoldAggregator(Aggregator):

@@ -17,6 +17,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 if not __package__:  # run as a file: no installation is needed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +30,7 @@ defer_packages()
 import optuna
 import torch
 
+from baselines.local_optimizer import Name
 from benchmarks.federation.models import MODELS
 from benchmarks.federation.options import TUNED, Parser, UsageError
 from benchmarks.federation.registry import METHODS
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
     p.add_argument("--algo", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME", help="methods")
     p.add_argument("--parameterization", nargs="+", default=[None], metavar="NAME", help="weights, as for run.py")
+    p.add_argument("--optimizer", default="sgd", choices=get_args(Name), metavar="NAME", help="local, as for run.py")
     p.add_argument("--trials", type=int, default=6, metavar="N", help="for each method (default: 6)")
     p.add_argument("--rounds", type=int, default=10, metavar="N", help="of a trial (default: 10)")
     p.add_argument("--dataset", default=defaults["dataset"], metavar="NAME")

@@ -42,8 +42,9 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
         bits = (run.settings.get(key, "32") for key in ("quantize", "quantize_down"))
         weights = run.summary.get("parameterization", "dense")
         optimizer = "fedavg" if run.summary["algo"] == weights else run.summary["algo"]
-        dense = [f"-dense-{name}" for name in run.settings.get("dense", [])]
-        found["".join([optimizer, *dense, run.apart]), weights, *bits] = method
+        local = run.settings.get("hyper", {}).get("optimizer", "sgd")
+        apart = [f"-{local}" * (local != "sgd"), *(f"-dense-{name}" for name in run.settings.get("dense", []))]
+        found["".join([optimizer, *apart, run.apart]), weights, *bits] = method
     return found
 
 

@@ -13,6 +13,9 @@ from benchmarks.federation import files
 OWN = {"algo", "parameterization", "dense", "quantize", "quantize_down", "hyper", "tuned", "seed", "partition_sha256"}
 """The settings in which the runs of one comparison may differ."""
 
+LATER = {"optimizer": "sgd", "weight_decay": 0.0, "keep_optimizer": False, "augment": False}
+"""The hyper-parameters that runs of earlier versions do not name, as they had them."""
+
 
 class ReportError(Exception):
     """The runs cannot be compared; the text says why in one sentence."""
@@ -102,6 +105,8 @@ def _load_run(folder: Path) -> EndedRun:
         raise ReportError(f"{folder / 'summary.json'} cannot be used: {wrong}: {first['msg']}") from None
     if not isinstance(config.get("hyper", {}), dict):
         raise ReportError(f"{folder / 'config.yaml'} cannot be used: hyper holds no names and values")
+    if "hyper" in config:
+        config["hyper"] = LATER | config["hyper"]
     summary.setdefault("label", summary["algo"])
     weights = summary.get("parameterization", "dense")
     if summary["algo"] == "fedavg" and weights != "dense":  # as FedAvg on factors was called once

@@ -112,7 +112,7 @@ class Run:
         named = {*record.seen, *record.figures, *record.received, *record.states}
         if strangers := named - {*range(self.store.clients)}:
             raise checkpoint.RefusedError(f"there is no client {min(strangers)}")
-        if record.states.keys() != (set(record.seen) if self.trainer.private_state else set()):
+        if record.states.keys() != (set(record.seen) if self.trainer.kept else set()):
             raise checkpoint.RefusedError(
                 "it has not the private tensors of every client that has trained, and only those"
             )

@@ -21,11 +21,12 @@ METAVARS = {
     **dict.fromkeys(("quantize", "quantize_down"), "BITS"),
     **dict.fromkeys(("fraction", "deadline"), "X"),
     **dict.fromkeys(("dropout", "stragglers"), "P"),
-    **{"partition": "SPEC", "checkpoint_minutes": "M", "comm_timeout": "S"},
+    **{"partition": "SPEC", "checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME"},
 }
 SEVERAL = ("algo", "partition", "parameterization", "quantize", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
-HYPER_OPTIONS = ("lr", "lr_decay", "epochs", "batch_size", "clip_norm", "gamma")
+HYPER_OPTIONS = ("lr", "lr_decay", "epochs", "batch_size", "clip_norm", "gamma", "optimizer", "weight_decay")
+HYPER_FLAGS = ("keep_optimizer", "augment")
 DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:
 
     mpirun -np 11 python benchmarks/run.py --algo pfedpara       # one server, ten clients
@@ -65,10 +66,12 @@ def parser() -> argparse.ArgumentParser:
         elif field.annotation == list[str]:
             kind["nargs"] = "+"
         p.add_argument("--" + name.replace("_", "-"), default=default, help=said, **kind)
-    for name in HYPER_OPTIONS:
+    for name in (*HYPER_OPTIONS, *HYPER_FLAGS):
         meaning = next(m.fields[name].description for m in METHODS.values() if name in m.fields)
-        said = f"{meaning} (default: the method's; --algo help)"
-        p.add_argument("--" + name.replace("_", "-"), metavar="X", help=said)
+        kind = {"metavar": METAVARS.get(name, "X"), "help": f"{meaning} (default: the method's; --algo help)"}
+        if name in HYPER_FLAGS:
+            kind = {"action": "store_true", "default": None, "help": meaning}
+        p.add_argument("--" + name.replace("_", "-"), **kind)
     p.add_argument(
         "--set",
         nargs="+",
@@ -95,7 +98,8 @@ def hyper_parameters(
         for name in (asked, one_name(asked, weights)[0]):
             chosen.setdefault(name, set()).update(find_method(asked, weights).fields)
     method, names = find_method(algo, parameterization), ("", algo, one_name(algo, parameterization)[0])
-    given = [("", name, value) for name in HYPER_OPTIONS if (value := getattr(options, name)) is not None]
+    every = (*HYPER_OPTIONS, *HYPER_FLAGS)
+    given = [("", name, value) for name in every if (value := getattr(options, name)) is not None]
     for item in options.set:
         name, equals, value = item.partition("=")
         owner, dot, field = name.rpartition(".")
@@ -127,15 +131,17 @@ def explain_methods() -> str:
 
 
 def load_tuned(dataset: str, model: str) -> dict[str, dict[str, Any]]:
-    """Returns the values that ``benchmarks/tune.py`` chose for each method, empty where it was not run for this case.
-
-    What was chosen on dense weights also serves on others that were not tuned.
-    """
+    """Returns what ``benchmarks/tune.py`` chose for each variant, empty where it was not run for this case."""
     record = yaml.safe_load(TUNED.read_text()) if TUNED.exists() else {}
     section = record.get(dataset, {}).get(model, {"methods": {}})
     chosen = {variant: entry["chosen"] for variant, entry in section["methods"].items()}
     earlier = {name: chosen[f"fedavg-{name}"] for name in FEDAVG_ON if f"fedavg-{name}" in chosen}  # its former name
     return earlier | chosen
+
+
+def find_tuned(chosen: dict[str, dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    """Returns which of the ``chosen`` values serve: those on dense weights on others too, not those of SGD for Adam."""
+    return chosen.get(settings.variant, {} if settings.local_optimizer else chosen.get(settings.algo, {}))
 
 
 def settings_of(options: argparse.Namespace) -> list[Settings]:
@@ -162,8 +168,9 @@ def settings_of(options: argparse.Namespace) -> list[Settings]:
             raise UsageError(sentence(error)) from None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        values = chosen.get(settings.variant, chosen.get(settings.algo, {}))
-        hyper, tuned = hyper_parameters(algo, weights, options, values)
+        asked, _ = hyper_parameters(algo, weights, options, {})
+        settings = settings.model_copy(update={"hyper": asked})
+        hyper, tuned = hyper_parameters(algo, weights, options, find_tuned(chosen, settings))
         found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
         check_partition(settings.dataset, settings.partition, settings.clients)
     if options.dense and not any(settings.dense for settings in found):

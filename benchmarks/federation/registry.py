@@ -67,7 +67,12 @@ def find_method(algo: str, parameterization: str | None = None) -> Method:
 
 
 def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trainer:
-    """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone."""
+    """Returns the method's trainer on a fresh model, equal on every rank: the start depends on the seed alone.
+
+    Raises ValueError where the method or its hyper-parameters do not suit the model or the data.
+    """
+    if settings.hyper.get("augment") and store.task != "image":
+        raise ValueError(f"--augment crops and flips pictures, but {settings.dataset} holds {store.task}")
     torch.set_rng_state(stream_state("start", settings.seed))
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std, store.task)
     model = model.to(device)

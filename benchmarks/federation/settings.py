@@ -137,9 +137,16 @@ class Settings(BaseModel):
         return self
 
     @property
+    def local_optimizer(self) -> str:
+        """The clients' optimizer; empty where it is plain SGD."""
+        optimizer = self.hyper.get("optimizer", "sgd")
+        return "" if optimizer == "sgd" else optimizer
+
+    @property
     def variant(self) -> str:
-        """The method on its weights: what is tuned."""
-        return self.algo if self.parameterization in (self.algo, "dense") else f"{self.algo}-{self.parameterization}"
+        """The method on its weights, with its local optimizer: what is tuned."""
+        weights = "" if self.parameterization in (self.algo, "dense") else self.parameterization
+        return "-".join(filter(None, (self.algo, weights, self.local_optimizer)))
 
     @property
     def label(self) -> str:

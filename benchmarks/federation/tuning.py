@@ -37,23 +37,27 @@ class Tuning(NamedTuple):
 def begin(settings: Settings, weights: str | None) -> Tuning:
     """Returns a study of the method that begins with its defaults."""
     method = find_method(settings.algo, settings.parameterization)
+    start = method.complete({"optimizer": settings.local_optimizer or "sgd"})
     sampler = optuna.samplers.GPSampler(seed=0, n_startup_trials=1 + RANDOM_TRIALS)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial({name: method.fields[name].default for name in spaces(method)})
+    study.enqueue_trial({name: start[name] for name in spaces(method, start["optimizer"])})
     return Tuning(settings, weights, method, study, [])
 
 
-def spaces(method: Method) -> dict[str, dict[str, Any]]:
-    """Returns low, high and log of each hyper-parameter that is searched."""
+def spaces(method: Method, optimizer: str = "sgd") -> dict[str, dict[str, Any]]:
+    """Returns low, high and log of each hyper-parameter that is searched with that local ``optimizer``."""
     extras = {name: field.json_schema_extra for name, field in method.fields.items()}
-    return {name: extra["search"] for name, extra in extras.items() if isinstance(extra, dict)}  # type: ignore[misc]
+    found: dict[str, Any] = {name: extra["search"] for name, extra in extras.items() if isinstance(extra, dict)}
+    hyper = method.trainer.hyper_class
+    rate = hyper.rate(optimizer)
+    return found | {hyper.stepped: {"low": rate.low, "high": rate.high, "log": True}}
 
 
 def propose(tuning: Tuning) -> tuple[optuna.Trial, dict[str, Any]]:
     """Returns the next trial and its values, to three digits."""
     trial = tuning.study.ask()
     values: dict[str, float] = {}
-    for name, space in spaces(tuning.method).items():
+    for name, space in spaces(tuning.method, tuning.settings.hyper["optimizer"]).items():
         if tuning.method.fields[name].annotation is int:
             values[name] = trial.suggest_int(name, **space)
         else:
@@ -72,7 +76,8 @@ def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argpa
     command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
     command += ["--set"]
     for tuning in tunings:
-        every = tuning.method.complete(chosen[tuning.settings.variant])  # so that none is from an earlier tuning
+        values = {"optimizer": tuning.settings.hyper["optimizer"]} | chosen[tuning.settings.variant]
+        every = tuning.method.complete(values)  # so that none is from an earlier tuning
         command += [f"{tuning.settings.algo}.{name}={value}" for name, value in every.items()]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise UsageError(f"a trial failed: {shlex.join(command)}")
@@ -99,7 +104,7 @@ def find_tunings(options: argparse.Namespace) -> list[Tuning]:
                 tuning=True,
                 **{name: getattr(options, name) for name in ("dataset", "model", "rounds", "data_dir", "out")},
                 **{"algo": algo, "parameterization": method.parameterization, "partition": partition, "seed": seed},
-                hyper=method.complete({}),
+                hyper=method.complete({"optimizer": options.optimizer}),
             )
             folder = options.out / "data"
             store = prepare(
@@ -163,7 +168,7 @@ def tune(options: argparse.Namespace) -> None:
     for tuning in tunings:
         best = tuning.trials[tuning.study.best_trial.number]
         methods[tuning.settings.variant] = {
-            "chosen": {name: best[name] for name in spaces(tuning.method)},
+            "chosen": {name: best[name] for name in spaces(tuning.method)},  # the same names with any optimizer
             "trials": tuning.trials,
         }
     options.record.write_text(yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=120))

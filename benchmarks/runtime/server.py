@@ -175,7 +175,7 @@ class Server(Node):
         """Spreads the round's participants over the workers. Returns each worker's messages: the downlinks."""
         arriving, number = participants.arriving, run.progress.round
         shares = balance({client: run.sizes[client] for client in arriving}, self.home, self.workers)
-        with_state = run.progress.seen if run.trainer.private_state else set()
+        with_state = run.progress.seen if run.trainer.kept else set()
         moving = {c for worker, own in shares.items() for c in own if c in with_state and self.home[c] != worker}
         for worker, own in shares.items():
             for client in own:

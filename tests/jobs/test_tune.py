@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 
@@ -88,6 +89,31 @@ def test_runs_use_what_was_chosen_for_the_method_on_its_weights(tuned: Path) -> 
 def test_what_was_chosen_on_dense_weights_serves_where_others_were_not_tuned(tuned: Path) -> None:
     line = ("--algo", "fedprox", "--parameterization", "dense", "lowrank")
     assert [s.hyper["lr"] for s in options.settings_of(options.parser().parse_args(line))] == [0.6, 0.6]
+
+
+def test_what_was_chosen_for_sgd_does_not_serve_another_optimizer(tuned: Path) -> None:
+    (plain, *_), (adam, *_) = settings(), settings("--optimizer", "adam")
+    assert (adam.label, adam.hyper["lr"], adam.tuned) == ("fedavg-adam", 0.001, [])
+    record = yaml.safe_load(tuned.read_text())
+    record["mnist5k"]["mlp"]["methods"]["fedavg-adam"] = {"chosen": {"lr": 0.004}}
+    tuned.write_text(yaml.safe_dump(record))
+    found = settings("--set", "fedavg.optimizer=adam", "--parameterization", "dense", "fedpara", "--quantize", "8")
+    assert [(s.label, s.hyper["lr"]) for s in found] == [
+        *(("fedavg-adam-8bit", 0.004), ("fedpara-adam-8bit", 0.001)),
+        *(("local-8bit", 0.1), ("local-fedpara-8bit", 0.1)),
+    ]
+    assert (settings()[0], plain.directory.name) == (plain, "seed0")
+
+
+@pytest.mark.parametrize("algo", ["fedprox", "pfedme", "per-fedavg"])
+def test_another_optimizer_searches_other_rates(algo: str) -> None:
+    line = ["--algo", algo, "--optimizer", "adam"]
+    hyper = METHODS[algo].complete({"optimizer": tune.parser().parse_args(line).optimizer})
+    study = tuning.begin(Settings(algo=algo, hyper=hyper), None)
+    rate = METHODS[algo].trainer.hyper_class.stepped
+    assert tuning.propose(study)[1][rate] == 0.001
+    tuning.propose(study)
+    assert study.study.trials[0].distributions[rate] == optuna.distributions.FloatDistribution(0.0001, 0.03, log=True)
 
 
 def test_runs_say_which_values_are_tuned(tuned: Path) -> None:

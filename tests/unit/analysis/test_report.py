@@ -477,6 +477,15 @@ def test_fedavg_on_factors_is_one_method_under_its_former_name_too(tmp_path):
     assert list(arrange(comparison)) == [("fedavg", "fedpara", "32", "32")]
 
 
+def test_a_run_that_names_no_local_optimizer_had_sgd(tmp_path):
+    common = {"weight_decay": 0.0, "keep_optimizer": False, "augment": False, "lr": 0.1}
+    record(tmp_path / "former", "fedavg", 0, [(0.5, 0.5)])
+    record(tmp_path, "fedavg", 1, [(0.7, 0.7)], hyper={"optimizer": "sgd"} | common)
+    record(tmp_path, "fedavg-adam", 1, [(0.8, 0.8)], hyper={"optimizer": "adam"} | common, parameterization="dense")
+    (comparison,) = compare(load([tmp_path]))
+    assert comparison.table["seeds"].to_dict() == {"fedavg-adam": 1, "fedavg": 2}
+
+
 def test_seconds_of_a_round_elsewhere_by_hand(recorded_cost, tmp_path, monkeypatch, capsys):
     # FedAvg: 1,250,000 parameters of four bytes are 5 MB, or 40 Mb, each way.
     record(tmp_path, "fedavg", 0, [(0.7, 0.7)] * 3, sent=1_250_000)
