@@ -34,7 +34,7 @@ def plan() -> list["Experiment"]:
     try:
         chosen = options.parser().parse_args()
         if "help" in chosen.algo:
-            print(options.explain_methods())
+            print(options.explain_methods(name for name in chosen.algo if name != "help"))
         else:
             due, finished = planning.plan(chosen)
             if finished:
@@ -53,6 +53,13 @@ def plan() -> list["Experiment"]:
     return []
 
 
+def explain(error: BaseException) -> str:
+    """Says what went wrong, and in which line of the user's own file where a plug-in did."""
+    from data_partitions import plugins
+
+    return plugins.explain(error)
+
+
 def main() -> None:
     verbose = "--verbose" in sys.argv
     if verbose:
@@ -64,7 +71,7 @@ def main() -> None:
     def busy() -> str:
         return next((node.busy for node in nodes if node.busy), "between rounds") if nodes else "start"
 
-    group = launch(load, busy, verbose)
+    group = launch(load, busy, verbose, explain)
 
     import torch
     from pydantic import TypeAdapter

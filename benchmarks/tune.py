@@ -31,7 +31,6 @@ import optuna
 import torch
 
 from baselines.local_optimizer import Name
-from benchmarks.federation.models import MODELS
 from benchmarks.federation.options import TUNED, Parser, UsageError
 from benchmarks.federation.registry import METHODS
 from benchmarks.federation.settings import Settings
@@ -44,14 +43,14 @@ from data_partitions.partitioners import parse
 def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
-    p.add_argument("--algo", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME", help="methods")
+    p.add_argument("--algo", nargs="+", default=list(METHODS), metavar="NAME", help="methods")
     p.add_argument("--parameterization", nargs="+", default=[None], metavar="NAME", help="weights, as for run.py")
     p.add_argument("--optimizer", default="sgd", choices=get_args(Name), metavar="NAME", help="local, as for run.py")
     p.add_argument("--trials", type=int, default=6, metavar="N", help="for each method (default: 6)")
     p.add_argument("--rounds", type=int, default=10, metavar="N", help="of a trial (default: 10)")
     p.add_argument("--dataset", default=defaults["dataset"], metavar="NAME")
     p.add_argument("--data-dir", type=Path, default=defaults["data_dir"], metavar="DIR")
-    p.add_argument("--model", default=defaults["model"], choices=list(MODELS), metavar="NAME")
+    p.add_argument("--model", default=defaults["model"], metavar="NAME")
     p.add_argument("--partition", nargs="+", default=["dirichlet:0.5", "shards:2"], metavar="SPEC")
     p.add_argument("--seed", nargs="+", type=int, default=[100], metavar="N", help="of partition and start")
     p.add_argument("--out", type=Path, default=Path("runs/tuning"), metavar="DIR", help="where the trials go")

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from data_partitions import plugins
+
 
 class Input(NamedTuple):
     words: str
@@ -56,11 +58,9 @@ def build_model(
     and ``std`` have one value per channel or feature, of bytes scaled to [0, 1], and texts ignore them. Raises
     ValueError where the name is unknown or the input does not fit the model.
     """
-    if name not in MODELS:
-        raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}")
     if classes < 2:
         raise ValueError(f"classes is {classes}; a classifier needs at least 2")
-    model, shape = MODELS[name], tuple(input_shape)
+    model, shape = find_model(name), tuple(input_shape)
     if not model.fits(shape, task):
         kind = {"text": "texts", "tabular": "features"}.get(task, "images")
         smallest = f" of at least {model.smallest} × {model.smallest}" * (model.smallest > 1)
@@ -68,23 +68,60 @@ def build_model(
         wanted = f"{model.takes.words}{smallest}"
         raise ValueError(f"{name} takes {wanted}, not {kind} of shape {shape}; take {fitting or 'other data'}")
     if model.takes is TEXTS:
-        return model.build(classes)
+        return _module(name, model.build, classes)
     channels, height, width = _sizes(shape, task)
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise ValueError(f"mean {mean} and std {std} must have one value for each of {channels} channels, std > 0")
-    network = model.build(channels, height, width, classes)
+    network = _module(name, model.build, channels, height, width, classes)
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), **dict(network.named_children())))
+    # Layers by their own names where it is nothing but their sequence; a model with a forward of its own is one.
+    layers = dict(network.named_children()) if type(network).forward is nn.Sequential.forward else {"model": network}
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), **layers))
 
 
 def _sizes(input_shape: Sequence[int], task: str) -> tuple[int, int, int]:
     """Channels, height and width of a sample."""
     height, width, channels = (1, 1, *input_shape) if task == "tabular" else (*input_shape, 1)[:3]
     return channels, height, width
+
+
+def find_model(name: str) -> Model:
+    """Returns the model of that name, of MODELS or from outside this repository. Raises PluginError."""
+    if name in MODELS:
+        return MODELS[name]
+    right = "a function of channels, height, width and classes, or a benchmarks.federation.models.Model"
+    found = plugins.find("model", name, MODELS)
+    if isinstance(found, Model):
+        return found
+    plugins.check_call("model", name, found, 4, right)
+    return Model(found)
+
+
+def _module(name: str, build: Callable[..., nn.Module], *arguments: int) -> nn.Module:
+    model = build(*arguments)
+    if not isinstance(model, nn.Module):
+        raise plugins.wrong("model", name, build, f"it returned {model!r:.40}; a torch.nn.Module is right")
+    return model
+
+
+def check_logits(name: str, model: nn.Module, batch: Tensor, classes: int) -> None:
+    """Raises PluginError unless the ``model`` of that name makes logits (B, classes) of a ``batch`` (B, …)."""
+    build, shape, right = find_model(name).build, tuple(batch.shape), (len(batch), classes)
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(batch)
+    except Exception as error:
+        sentence = f"it fails on a batch of shape {shape}: {plugins.explain(error)}"
+        raise plugins.wrong("model", name, build, sentence) from error
+    model.train(training)
+    if logits.shape != right:
+        sentence = f"it makes {tuple(logits.shape)} of a batch of shape {shape}; logits of shape {right} are right"
+        raise plugins.wrong("model", name, build, sentence)
 
 
 class Normalize(nn.Module):

@@ -2,16 +2,18 @@
 
 import argparse
 import itertools
+from collections.abc import Iterable
+from inspect import getdoc
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.federation.models import MODELS
+from benchmarks.federation.models import find_model
 from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings, one_name, sentence
-from data_partitions import check_partition
+from data_partitions import check_partition, plugins
 from pfedpara.trainer import FEDAVG_ON
 
 TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
@@ -119,11 +121,19 @@ def hyper_parameters(
         raise UsageError(f"{algo}: {sentence(error)}") from None
 
 
-def explain_methods() -> str:
-    """Returns a line for each method and one for each hyper-parameter that it does not share with FedAvg."""
+def explain_methods(others: Iterable[str] = ()) -> str:
+    """Returns a line for each method and one for each hyper-parameter that it does not share with FedAvg.
+
+    ``others``: plug-ins to explain beside those that are installed.
+    """
     lines, common = [], METHODS["fedavg"].fields
-    for name, method in METHODS.items():
-        lines.append(f"{name:10} {FEDAVG_ON.get(name) or (method.trainer.__doc__ or '').splitlines()[0]}")
+    for name in dict.fromkeys([*METHODS, *plugins.installed("algo"), *others]):
+        try:
+            method = find_method(name)
+        except plugins.PluginError as error:
+            lines.append(str(error))
+            continue
+        lines.append(f"{name:10} {FEDAVG_ON.get(name) or (getdoc(method.trainer) or '').partition(chr(10))[0]}")
         for field, info in method.fields.items():
             if name == "fedavg" or field not in common or info.default != common[field].default:
                 lines.append(f"{'':10}   {field:15} {info.description} (default: {info.default})")
@@ -145,11 +155,10 @@ def find_tuned(chosen: dict[str, dict[str, Any]], settings: Settings) -> dict[st
 
 
 def settings_of(options: argparse.Namespace) -> list[Settings]:
-    """Returns one experiment for each partition, seed and method, in this order. Raises UsageError."""
-    if unknown := [algo for algo in options.algo if algo not in METHODS]:
-        raise UsageError(f"--algo: no method {unknown[0]!r}; there are {', '.join(METHODS)}")
-    if options.model not in MODELS:
-        raise UsageError(f"--model: no model {options.model!r}; there are {', '.join(MODELS)}")
+    """Returns one experiment for each partition, seed and method, in this order. Raises UsageError or DataError."""
+    for algo in options.algo:
+        find_method(algo)
+    find_model(options.model)
     known = get_args(Settings.model_fields["parameterization"].annotation)
     if unknown := [weights for weights in options.parameterization if weights not in (None, *known)]:
         raise UsageError(f"--parameterization: no {unknown[0]!r}; there are {', '.join(known)}")

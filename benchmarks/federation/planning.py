@@ -12,10 +12,11 @@ import torch
 from baselines.base import Trainer
 from benchmarks.federation import files, lock
 from benchmarks.federation.experiment import Experiment
+from benchmarks.federation.models import MODELS, check_logits
 from benchmarks.federation.options import UsageError, settings_of
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import Settings
-from data_partitions import open_store, prepare
+from data_partitions import DataError, open_store, plugins, prepare
 from pfedpara.parameterize import summarize
 
 
@@ -148,11 +149,17 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
             with open_store(stores[s.partition, s.seed]) as opened:
                 experiments.append(Experiment(s, stores[s.partition, s.seed], opened.sha256))
                 if (s.label, s.partition) not in trainers:
-                    trainers[s.label, s.partition] = build_trainer(s, opened)
+                    trainers[s.label, s.partition] = trainer = build_trainer(s, opened)
+                    if s.model not in MODELS:
+                        batch = torch.from_numpy(opened.samples(0, "train")[0][:2])
+                        check_logits(s.model, trainer.model, batch, len(opened.classes))
                 for samples in opened.sizes("train").tolist():
                     trainers[s.label, s.partition].check_client(samples)
+        except DataError:
+            raise
         except ValueError as error:
-            raise UsageError(f"{s.label}: {error}") from None
+            there = f"{place}: " if (place := plugins.place(error)) else ""
+            raise UsageError(f"{s.label}: {there}{error}") from None
     due = take_up(experiments, options.overwrite)
     locked = [experiment.settings.directory for experiment in due]
     return due, [s.directory for s in wanted if s.directory not in locked]

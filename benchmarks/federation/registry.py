@@ -21,7 +21,7 @@ from baselines.pfedme import PFedMeTrainer
 from baselines.scaffold import ScaffoldTrainer
 from benchmarks.federation.models import build_model
 from benchmarks.federation.settings import Settings
-from data_partitions import Store
+from data_partitions import Store, plugins
 from pfedpara.streams import stream_state
 from pfedpara.trainer import Method
 
@@ -53,9 +53,9 @@ METHODS: dict[str, Method] = {
 def find_method(algo: str, parameterization: str | None = None) -> Method:
     """Returns the method of that name on weights of that ``parameterization``, by default its own.
 
-    Raises ValueError where the name stands for FedAvg on another one.
+    Raises PluginError where there is none of that name, and ValueError where it stands for FedAvg on other weights.
     """
-    method = METHODS[algo]
+    method = METHODS.get(algo) or _plugin(algo)
     if parameterization in (None, method.parameterization):
         return method
     if method.factors:
@@ -64,6 +64,16 @@ def find_method(algo: str, parameterization: str | None = None) -> Method:
             f"take --algo fedavg for {parameterization} ones"
         )
     return method._replace(factors=parameterization)  # type: ignore[arg-type]
+
+
+def _plugin(algo: str) -> Method:
+    """Returns a method from outside this repository: a ``Trainer``, or a ``Method`` where it has weights of its own."""
+    found = plugins.find("algo", algo, METHODS)
+    if isinstance(found, Method):
+        return found
+    if not (isinstance(found, type) and issubclass(found, Trainer)):
+        raise plugins.wrong("algo", algo, found, f"{found!r:.60} is no method; a subclass of Trainer is right")
+    return Method(found)
 
 
 def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trainer:

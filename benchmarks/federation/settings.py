@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from benchmarks.federation.codec import UNQUANTIZED, Format
 from benchmarks.federation.models import MODELS
-from data_partitions.datasets import NAMES
+from data_partitions.datasets import NAMES, READERS
 from data_partitions.partitioners import parse
 from pfedpara.hadamard import Method as Factors
 
@@ -26,7 +26,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    algo: str = Field("pfedpara", description="methods, one after another in one process group; 'help' lists them")
+    algo: str = Field(
+        "pfedpara", description="methods, one after another in one process group; 'help' lists them; or MODULE:NAME"
+    )
     dataset: str = Field("mnist5k", description=" | ".join(NAMES))
     data_dir: Path = Field(Path("data"), description="where raw data lies or is downloaded to")
     partition: str = Field(
@@ -51,7 +53,7 @@ class Settings(BaseModel):
         "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
     )
     quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
-    model: str = Field("mlp", description=" | ".join(MODELS))
+    model: str = Field("mlp", description=f"{' | '.join(MODELS)} | MODULE:NAME")
     seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
     eval_every: int = Field(
@@ -158,7 +160,8 @@ class Settings(BaseModel):
 
     @property
     def directory(self) -> Path:
-        dataset = self.dataset if ":" not in self.dataset else Path(self.dataset.partition(":")[2]).stem
+        kind, _, path = self.dataset.partition(":")
+        dataset = Path(path).stem if kind in READERS else self.dataset  # a plug-in's name is no path
         return self.out / f"{dataset}-{self.partition}" / self.label / f"seed{self.seed}"
 
     def record(self) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def test_every_command_is_run_by_a_test() -> None:
         "python -m data_partitions",
         "./run_all.sh --quick",
         "tensorboard --logdir runs",
+        "mpirun -np 3 python pFedPara/benchmarks",  # test_plugins.py
         "cp runs/quick/report",
         "grep -m 7 '^|' runs/quick/report",
         *TYPED_ELSEWHERE,

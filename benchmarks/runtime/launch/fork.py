@@ -142,7 +142,7 @@ class Watcher:
         try:
             load()
         except Exception as error:
-            self.end(f"{type(error).__name__}: {' '.join(str(error).split())}", 1)
+            self.end(process.explain(error), 1)
         meeting.settimeout(PATIENCE)
         for _ in range(int(os.environ["MPI_LOCALNRANKS"])):
             link, _ = meeting.accept()

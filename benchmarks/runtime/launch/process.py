@@ -339,15 +339,20 @@ def fail_on_signal() -> None:
     answer_signals(lambda got, _: fail(f"ended by {signal.Signals(got).name}", 128 + got))
 
 
-def fail_on_error(where: Callable[[], str], verbose: bool) -> None:
-    """From here on an exception in any thread ends all ranks, in a sentence that begins with ``where()``."""
+def explain(error: BaseException) -> str:
+    """Returns what went wrong, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def fail_on_error(where: Callable[[], str], verbose: bool, explain: Callable[[BaseException], str]) -> None:
+    """From here on an exception in any thread ends all ranks, in a sentence: ``where()``, and its ``explain``."""
 
     def hook(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         if verbose:
             sys.__excepthook__(kind, error or kind(), trace)
         if kind.__module__.startswith("mpi4py"):
             time.sleep(1)  # where another rank died first, that is the reason, and this one is ended meanwhile
-        fail(f"{where()}: {kind.__name__}: {' '.join(str(error).split())}", 1)
+        fail(f"{where()}: {explain(error or kind())}", 1)
 
     sys.excepthook = hook
     threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)

@@ -154,7 +154,7 @@ def test_pfedpara_shares_59570_of_the_mlp() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("gpt", (28, 28), "model is 'gpt'; it must be one of mlp, cnn, cnn-bn, vgg16, resnet18, lstm"),
+        ("gpt", (28, 28), "--model: no 'gpt'; there are mlp, cnn, cnn-bn, vgg16, resnet18, lstm, module:name"),
         (
             "vgg16",
             (28, 28),

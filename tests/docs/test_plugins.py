@@ -1,0 +1,51 @@
+"""The parts and commands of docs/plugins.md, in a folder outside of the repository."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+PAGE = (ROOT / "docs" / "plugins.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
+def type_in(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.slow
+def test_each_part_is_found_by_all_ranks_of_a_job_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "pFedPara").symlink_to(ROOT)
+    for text in re.findall(r"```python\n(# .*?)```", PAGE, re.DOTALL):
+        (tmp_path / re.match(r"# (\S+)", text)[1]).write_text(text)  # type: ignore[index]
+    for command in COMMANDS:
+        done = type_in(command, tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), command
+    runs = tmp_path / "runs" / "mnist5k-dirichlet:0.5"
+    assert sorted(path.name for path in runs.iterdir()) == ["fedavg", "my_method:Decay", "pfedpara"]
+    assert json.loads((runs / "pfedpara" / "seed0" / "summary.json").read_text())["model"] == "my_model:Net"
+
+    decay = runs / "my_method:Decay" / "seed0"
+    found = (decay / "summary.json").read_text()
+    assert type_in(COMMANDS[0], tmp_path).stdout.startswith("finished before and kept")
+    (decay / "summary.json").unlink()
+    assert type_in(COMMANDS[0], tmp_path).returncode == 0  # goes on from its last checkpoint
+    assert json.loads((decay / "summary.json").read_text())["accuracy"] == json.loads(found)["accuracy"]
+    alone = type_in(f"PFL_FORK=0 {COMMANDS[0]} --out alone", tmp_path)  # each rank imports by itself
+    assert (alone.returncode, alone.stderr) == (0, "")
+    table = Path("mnist5k-dirichlet:0.5", "my_method:Decay", "seed0", "clients.csv")
+    assert (tmp_path / "alone" / table).read_bytes() == (tmp_path / "runs" / table).read_bytes()
+
+    done = type_in("python pFedPara/benchmarks/report.py runs", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "my_method:Decay" in done.stdout
+
+    method = tmp_path / "my_method.py"
+    method.write_text(method.read_text().replace("gradient.add_", "grad.add_"))
+    wrong = type_in(f"{COMMANDS[0]} --overwrite", tmp_path)
+    (said,) = wrong.stderr.splitlines()
+    assert re.sub(r"rank \d, client \d", "rank 2, client 0", said) in PAGE
