@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from data_partitions import plugins
 from data_partitions.download import Remote
-from data_partitions.errors import DataError
 from data_partitions.normalisation import PER_PARTITION, Pixels
 from data_partitions.readers import clients
 from data_partitions.readers.arrays import Arrays
@@ -204,7 +204,14 @@ def check_name(name: str) -> None:
     """Raise DataError unless there is a data set of that name."""
     kind, _, path = name.partition(":")
     if name not in DATASETS and not (kind in READERS and path):
-        raise DataError(f"data set {name!r} is unknown; choose one of {', '.join(NAMES)}")
+        find_function(name)
+
+
+def find_function(name: str) -> Callable[[Path | None], Any]:
+    """A function from outside this repository that returns a data set, given the data folder. Raises PluginError."""
+    found = plugins.find("dataset", name, NAMES)
+    plugins.check_call("dataset", name, found, 1, "a function of the data folder")
+    return found
 
 
 def may_be_natural(name: str) -> bool:

@@ -64,7 +64,7 @@ def check_call(option: str, name: str, part: Any, arguments: int, right: str) ->
     try:
         inspect.signature(part).bind(*range(arguments))
     except (TypeError, ValueError) as error:
-        reason = f"{error} where {arguments} values come" if callable(part) else "it cannot be called"
+        reason = f"{error}, called with {arguments}" if callable(part) else "it cannot be called"
         raise wrong(option, name, part, f"{reason}; {right} is right") from None
 
 

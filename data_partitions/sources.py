@@ -8,12 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_partitions.datasets import DATASETS, READERS, TEXT, Dataset, Layout, check_name
+from data_partitions import plugins
+from data_partitions.datasets import DATASETS, READERS, TEXT, Dataset, Layout, check_name, find_function
 from data_partitions.download import fetch
 from data_partitions.errors import DataError, note, reading, some
+from data_partitions.files import digest
 from data_partitions.normalisation import PER_PARTITION, Pixels, constants
 from data_partitions.readers.arrays import AGAIN, Arrays, all_of, visible
+from data_partitions.readers.named import named_arrays
 from data_partitions.samples import Meta, Samples
+
+RETURNED = "a pair of arrays x and y, or what an .npz file holds by name, is to be returned"
 
 
 class Source(NamedTuple):
@@ -29,8 +34,10 @@ class Source(NamedTuple):
 def locate(name: str, data_dir: Path | None) -> Source:
     """The files of a data set: given by path, found in `data_dir`, or downloaded into it. Raises DataError."""
     check_name(name)
+    kind, _, text = name.partition(":")
+    if name not in DATASETS and kind not in READERS:
+        return _call(name, data_dir)
     if name not in DATASETS:
-        kind, _, text = name.partition(":")
         path = Path(text)
         with reading(path, kind, AGAIN):
             if not path.is_file():
@@ -63,6 +70,23 @@ def locate(name: str, data_dir: Path | None) -> Source:
         raise DataError(f"{data_dir} has no complete {name}; it needs {needed}")
     files, read = found
     return Source(name, files, checksum(files), read, dataset.normalisation)
+
+
+def _call(name: str, data_dir: Path | None) -> Source:
+    """What a user's function returns: (x, y), or what an .npz file holds, by name. The values stand for the files."""
+    load = find_function(name)
+    try:
+        found = load(data_dir)
+        named = dict(zip("xy", found, strict=True)) if isinstance(found, tuple) else dict(found)
+        arrays = {str(key): np.asarray(value) for key, value in named.items()}
+    except DataError:
+        raise
+    except Exception as error:
+        raise plugins.wrong("dataset", name, load, f"{plugins.explain(error)}; {RETURNED}") from error
+    if objects := [key for key, array in arrays.items() if array.dtype.hasobject]:
+        raise plugins.wrong("dataset", name, load, f"{objects[0]} holds Python objects; {RETURNED}")
+    sha256 = digest(*(part for key in sorted(arrays) for part in (key, arrays[key]))).hex()
+    return Source(name, [Path(name)], sha256, lambda _: named_arrays(arrays, arrays.__getitem__, Path(name)), None)
 
 
 def _matches(layout: Layout, data_dir: Path) -> list[list[Path]]:

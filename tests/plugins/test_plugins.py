@@ -5,13 +5,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import nn
 
 from benchmarks.federation import options, planning
 from benchmarks.federation.models import build_model
 from benchmarks.federation.options import UsageError
-from data_partitions import DataError, plugins
+from data_partitions import DataError, open_store, plugins
 from tests.support import ROOT
 
 TINY = ("--rounds", "1", "--epochs", "1", "--clients", "3")
@@ -146,6 +147,64 @@ text = "mlp"
 def test_a_model_that_does_not_fit_is_refused_with_the_user_s_own_line(name: str, sentence: str, folder: Path) -> None:
     (folder / "models.py").write_text(MODELS)
     assert sentence in refused("--model", f"models:{name}", "--algo", "local")
+
+
+DATA = """
+import numpy as np
+
+def pair(data_dir):
+    return np.tile(np.arange(64, dtype=np.uint8).reshape(8, 8), (60, 1, 1)), np.arange(60) % 2
+
+def named(data_dir):
+    x, y = pair(data_dir)
+    return {"x": x, "y": y, "client": np.arange(60) % 3}
+
+def one(data_dir):
+    return np.zeros((60, 8, 8), np.uint8)
+
+def short(data_dir):
+    return np.zeros((60, 8, 8), np.uint8), np.zeros(5, int)
+
+def missing(data_dir):
+    return open("nowhere.bin")
+
+def objects(data_dir):
+    return np.zeros((2, 8, 8), np.uint8), np.array([None, {}])
+
+def bare():
+    pass
+"""
+
+
+def test_a_data_set_is_a_function_of_the_data_folder(folder: Path) -> None:
+    (folder / "mydata.py").write_text(DATA)
+    for name, partition in (("pair", "iid"), ("named", "natural")):
+        words = ("--algo", "local", "--dataset", f"mydata:{name}", "--partition", partition, *TINY)
+        ((experiment,), _) = planning.plan(options.parser().parse_args(words))
+        assert experiment.settings.directory == Path(f"runs/mydata:{name}-{partition}/local/seed0")
+        with open_store(experiment.store) as store:
+            assert (store.clients, store.input_shape, len(store.classes)) == (3, (8, 8), 2)
+            assert store.samples(0, "train")[0][0].tolist() == np.arange(64).reshape(8, 8).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("one", "mydata.py, line 11: ValueError: dictionary update sequence element"),
+        ("short", "x in mydata:short holds 60 samples and y 5 labels; give as many of both"),
+        ("missing", "mydata.py, line 18: FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.bin'"),
+        ("objects", "mydata.py, line 20: y holds Python objects; a pair of arrays x and y"),
+        (
+            "bare",
+            "mydata.py, line 23: too many positional arguments where 1 values come; a function of the data folder",
+        ),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_is_refused_with_the_user_s_own_line(
+    name: str, sentence: str, folder: Path
+) -> None:
+    (folder / "mydata.py").write_text(DATA)
+    assert sentence in refused("--dataset", f"mydata:{name}", "--algo", "local")
 
 
 def test_installed_packages_give_their_parts_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

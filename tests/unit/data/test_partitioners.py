@@ -252,8 +252,8 @@ def test_specs_have_one_form(spec: str, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("dataset", "spec", "clients", "message"),
     [
-        ("nist", "iid", 3, "data set 'nist' is unknown; choose one of mnist5k"),
-        ("npz:", "iid", 3, "data set 'npz:' is unknown"),
+        ("nist", "iid", 3, "--dataset: no 'nist', did you mean 'mnist'; there are mnist5k"),
+        ("npz:", "iid", 3, "--dataset: no 'npz:'"),
         ("mnist5k", "random", 3, "partition 'random' is unknown; choose one of iid"),
         ("mnist5k", "iid:1", 3, "has a parameter; write 'iid'"),
         ("mnist5k", "dirichlet", 3, "ALPHA is a number above 0"),
