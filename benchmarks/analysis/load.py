@@ -4,17 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.federation import files
+from benchmarks.federation.metrics import METRICS
 
 OWN = {"algo", "parameterization", "dense", "quantize", "quantize_down", "hyper", "tuned", "seed", "partition_sha256"}
 """The settings in which the runs of one comparison may differ."""
 
 LATER = {"optimizer": "sgd", "weight_decay": 0.0, "keep_optimizer": False, "augment": False}
 """The hyper-parameters that runs of earlier versions do not name, as they had them."""
+
+
+FURTHER = ("seconds", "gradients", "flops", "accuracy_worst_decile", *(f"{metric.name}_mean" for metric in METRICS))
+"""Columns of rounds.csv that runs of some versions lack, or rows of runs that were begun by them."""
 
 
 class ReportError(Exception):
@@ -26,8 +30,9 @@ class EndedRun(NamedTuple):
 
     folder: Path
     summary: dict[str, Any]  # summary.json
-    # A row a round: round, accuracy_mean, parameters (sent and received so far by all clients), and to_model (those
-    # to be sent until the judged models are on the clients; NaN where the run did not count them).
+    # A row a round: round, accuracy_mean, parameters and bytes (sent and received so far by all clients), to_model and
+    # bytes_to_model (those to be sent until the judged models are on the clients), and FURTHER as it is in rounds.csv.
+    # NaN where the run did not record a figure.
     rounds: pd.DataFrame
     settings: dict[str, Any]  # config.yaml
     apart: str = ""  # the hyper-parameters that set it apart from other runs of its method, such as ",gamma=0.1"
@@ -116,17 +121,20 @@ def _load_run(folder: Path) -> EndedRun:
 
 def _load_rounds(path: Path) -> pd.DataFrame:
     needed = {"round", "accuracy_mean", "parameters_up", "parameters_down"}
-    known = needed | {"parameters_to_model"}
+    strict = [*needed, "parameters_to_model"]
+    known = {*strict, "bytes_up", "bytes_down", "bytes_to_model", *FURTHER}
     try:
         text = pd.read_csv(path, usecols=lambda name: name in known, dtype=str, skip_blank_lines=False)
         rounds = pd.DataFrame({name: pd.to_numeric(text[name], errors="coerce") for name in needed.union(text)})
     except (OSError, ValueError, KeyError) as error:
         raise ReportError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    wrong = rounds.isna().any(axis=1) | (rounds["round"].diff() <= 0)
+    wrong = rounds.filter(strict).isna().any(axis=1) | (rounds["round"].diff() <= 0)
     if wrong.any():
         row = int(wrong.idxmax())
-        values = ", ".join(f"{name} {text[name][row]!s:.40}" for name in text)
+        values = ", ".join(f"{name} {text[name][row]!s:.40}" for name in text if name in strict)
         raise ReportError(f"{path}, line {row + 2}, is no row of a round that follows the one before: {values}")
-    rounds["to_model"] = rounds.get("parameters_to_model", np.nan)
-    rounds["parameters"] = rounds["parameters_up"] + rounds["parameters_down"]
+    rounds = rounds.reindex(columns=sorted(known))
+    rounds["to_model"] = rounds["parameters_to_model"]
+    for unit in ("parameters", "bytes"):
+        rounds[unit] = rounds[f"{unit}_up"] + rounds[f"{unit}_down"]
     return rounds

@@ -5,11 +5,13 @@ import html
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
+from bokeh.resources import Resources
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from rich import box
@@ -17,10 +19,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.analysis.compare import Comparison
+from benchmarks.analysis.interactive import describe, embedded, missing, plots
 from benchmarks.analysis.plots import PLOTS
-from benchmarks.analysis.plots.plot import STYLE, choose_looks
+from benchmarks.analysis.plots.plot import STYLE, Looks, choose_looks
 from benchmarks.analysis.tables import further_tables, legend
+from benchmarks.analysis.verdict import verdict
 from benchmarks.terminal import printable
+
+INLINE = Resources(mode="inline", components=["bokeh"])
+LARGEST = 3_700_000
+"""Bytes that the numbers, scripts and pictures of a page may take."""
+
+SCALES = {None: 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+SIGNS = dict(zip("osD^vP*h", "●■◆▲▼✚★⬢", strict=True))
+"""A character for each of Matplotlib's markers."""
 
 
 def write(
@@ -36,13 +48,13 @@ def write(
     sections, pictures = [], []
     markdown: list[str] = []
     for comparison in comparisons:
-        images = []
+        images: list[tuple[str, Path]] = []
         for plot in PLOTS if comparison.runs else ():
             path = out / f"{plot.name}-{comparison.name}.png"
             with matplotlib.rc_context(STYLE):
                 plot.draw(comparison, looks).savefig(path)
-            images.append((plot.caption, base64.b64encode(path.read_bytes()).decode()))
-            pictures.append(path)
+            images.append((plot.caption, path))
+        pictures += [path for _, path in images]
         words, further = words_of(comparison), further_tables(comparison)
         sections.append({"comparison": comparison, "words": words, "further": further, "images": images})
         markdown += [f"## {markdown_text(comparison.title)}", "", markdown_text(comparison.shared), ""]
@@ -55,15 +67,59 @@ def write(
     levels = ["dataset", "partition", "settings", "method"]
     table.to_csv(out / "table.csv", index_label=levels, errors="backslashreplace")
     (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
+    (out / "index.html").write_text(page(sections, looks, legend(comparisons), command), encoding="utf-8")
+    return [out / "index.html", out / "table.md", out / "table.csv", *pictures]
+
+
+def page(sections: list[dict[str, Any]], looks: Looks, legend: Sequence[str], command: str) -> str:
+    """Returns index.html. Each of the ``sections`` has a comparison, words and further tables, and images.
+
+    Images beyond ``LARGEST`` bytes of the page in all are left out: they lie beside it.
+    """
+    here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(here),
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(value),
         trim_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(sections=sections, legend=legend(comparisons))
-    (out / "index.html").write_text(page, encoding="utf-8")
-    return [out / "index.html", out / "table.md", out / "table.csv", *pictures]
+    environment.filters["number"] = number
+    scripts = [*INLINE.js_raw, (here / "page.js").read_text(encoding="utf-8")]
+    shown, described = [], plots()
+    for section in sections:
+        comparison: Comparison = section["comparison"]
+        store = describe(comparison, looks, len(sections))
+        counted = all("to_model" in method["x"] for method in store["methods"])
+        shown.append(
+            {
+                **section,
+                "verdict": verdict(comparison),
+                "store": store,
+                "data": Markup(embedded(store)),
+                "axis": "to_model" if counted else "parameters",
+                "missing": missing(store),
+                "looks": [(method, looks[method]) for method in comparison.runs],
+            }
+        )
+    left = LARGEST - sum(map(len, scripts)) - sum(len(section["data"]) for section in shown)
+    for section in shown:
+        images = [(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in section["images"]]
+        left -= sum(len(image) for _, image in images)
+        section["images"] = images if left > 0 else []
+    return environment.get_template("report.html.j2").render(
+        sections=shown,
+        legend=legend,
+        command=command,
+        plots=Markup(described),
+        scripts=Markup("\n".join(f"<script>{script}</script>" for script in scripts)),
+        signs=SIGNS,
+    )
+
+
+def number(cell: str) -> str:
+    """Returns the first number in a table's cell, by which a page sorts it; empty where there is none."""
+    found = re.search(r"([-+]?[\d,]*\.?\d+)(?: ([kMGT])\b)?", cell)
+    return f"{float(found[1].replace(',', '')) * SCALES[found[2]]:.12g}" if found else ""
 
 
 def markdown_rows(words: pd.DataFrame) -> list[str]:

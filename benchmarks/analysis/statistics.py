@@ -22,6 +22,14 @@ def half_interval(values: Sequence[float]) -> float:
     return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
 
+def half_intervals(values: np.ndarray) -> np.ndarray:
+    """Returns ``half_interval`` of each column of ``values``, (n, m): (m,)."""
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], np.nan)
+    return stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
 def mean_of_all(values: pd.Series) -> float:
     """Returns the mean; NaN where one value is."""
     return float(values.mean(skipna=False))

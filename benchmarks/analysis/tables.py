@@ -121,25 +121,33 @@ def wording_of_metrics(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(words if len(words) > 1 else {})
 
 
+def seconds_of_rounds(comparison: Comparison, method: str) -> dict[str, float]:
+    """Returns the seconds of a round on a cluster and with phones; empty where perf.py did not measure its training."""
+    constants, train = cost.recorded() or (None, {})
+    summary = comparison.runs[method][0].summary
+    algo, weights = summary["algo"], summary.get("parameterization", "dense")
+    if not constants or algo not in train or weights not in ("dense", algo) or summary["model"] != cost.MODEL:
+        return {}
+    figures = comparison.table.loc[method]
+    round_of = constants, train[algo], (figures["bytes_up"] + figures["bytes_down"]) / 2
+    return {"cluster": cost.cluster_round(*round_of).total, "phones": cost.phones_round(*round_of).total}
+
+
 def wording_of_cost(comparison: Comparison) -> pd.DataFrame:
     """Returns a row for each method whose training perf.py measured; none where no run of it is recorded."""
-    constants, train = cost.recorded() or (None, {})
     rows = []
-    for method, (run, *_) in comparison.runs.items():
-        algo, weights = run.summary["algo"], run.summary.get("parameterization", "dense")
-        if not constants or algo not in train or weights not in ("dense", algo) or run.summary["model"] != cost.MODEL:
-            continue
-        figures = comparison.table.loc[method]
-        round_of = constants, train[algo], (figures["bytes_up"] + figures["bytes_down"]) / 2
-        rows.append(
-            {
-                "method": method,
-                "bytes up per client and round": f"{figures['bytes_up']:,.0f}",
-                "bytes down per client and round": f"{figures['bytes_down']:,.0f}",
-                "seconds a round, 100 ranks, 10 Gb/s": f"{cost.cluster_round(*round_of).total:.3f}",
-                "seconds a round, 10,000 phones, 10 Mb/s": f"{cost.phones_round(*round_of).total:.2f}",
-            }
-        )
+    for method in comparison.runs:
+        if seconds := seconds_of_rounds(comparison, method):
+            figures = comparison.table.loc[method]
+            rows.append(
+                {
+                    "method": method,
+                    "bytes up per client and round": f"{figures['bytes_up']:,.0f}",
+                    "bytes down per client and round": f"{figures['bytes_down']:,.0f}",
+                    "seconds a round, 100 ranks, 10 Gb/s": f"{seconds['cluster']:.3f}",
+                    "seconds a round, 10,000 phones, 10 Mb/s": f"{seconds['phones']:.2f}",
+                }
+            )
     return pd.DataFrame(rows)
 
 
