@@ -29,7 +29,7 @@ class Settings(BaseModel):
     algo: str = Field(
         "pfedpara", description="methods, one after another in one process group; 'help' lists them; or MODULE:NAME"
     )
-    dataset: str = Field("mnist5k", description=" | ".join(NAMES))
+    dataset: str = Field("mnist5k", description=f"{' | '.join(NAMES)} | MODULE:NAME")
     data_dir: Path = Field(Path("data"), description="where raw data lies or is downloaded to")
     partition: str = Field(
         "dirichlet:0.5",

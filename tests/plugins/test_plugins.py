@@ -139,7 +139,7 @@ text = "mlp"
         ("small", "models.py, line 4: it fails on a batch of shape (2, 28, 28): RuntimeError: mat1 and mat2 shapes"),
         ("wide", "models.py, line 7: it makes (2, 7) of a batch of shape (2, 28, 28); logits of shape (2, 10) are"),
         ("nothing", "models.py, line 10: it returned None; a torch.nn.Module is right"),
-        ("few", "models.py, line 13: too many positional arguments where 4 values come; a function of channels"),
+        ("few", "models.py, line 13: too many positional arguments, called with 4; a function of channels"),
         ("picky", "models.py, line 17: give 32 pixels"),
         ("text", "it cannot be called; a function of channels, height, width and classes"),
     ],
@@ -196,7 +196,7 @@ def test_a_data_set_is_a_function_of_the_data_folder(folder: Path) -> None:
         ("objects", "mydata.py, line 20: y holds Python objects; a pair of arrays x and y"),
         (
             "bare",
-            "mydata.py, line 23: too many positional arguments where 1 values come; a function of the data folder",
+            "mydata.py, line 23: too many positional arguments, called with 1; a function of the data folder",
         ),
     ],
 )
