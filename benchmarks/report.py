@@ -1,6 +1,7 @@
 """Shows recorded runs side by side: a table and two plots for each data set and partition, on screen and as files.
 
     python benchmarks/report.py runs
+    python benchmarks/report.py --suite quick      # the folder that the suite's runs are in, and what it says to show
 
 Reads what benchmarks/run.py wrote; needs neither torch nor FedML.
 """
@@ -17,6 +18,8 @@ from benchmarks.analysis.load import ReportError, find_unfinished, load
 from benchmarks.analysis.page import show, write
 from benchmarks.analysis.statistics import TARGET
 from benchmarks.analysis.tables import wording, wording_of_grid
+from benchmarks.federation.settings import Settings
+from benchmarks.federation.suites import UsageError, read_suite
 from benchmarks.terminal import printable
 
 
@@ -29,7 +32,8 @@ def accuracy(text: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/report.py", description="Compares recorded runs.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of runs, searched to any depth")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="folder of runs, searched to any depth")
+    parser.add_argument("--suite", metavar="NAME|FILE", help="a suite, whose folder of runs is the default")
     parser.add_argument(
         "--target",
         type=accuracy,
@@ -46,16 +50,25 @@ def main() -> None:
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables to this Markdown file as well")
     options = parser.parse_args()
-    words_of = wording_of_grid if options.grid else wording
-    out = options.out or options.folders[0] / "report"
     try:
+        if options.suite:
+            suite = read_suite(options.suite)
+            options.folders = options.folders or [Path(suite.get("out", Settings.model_fields["out"].default))]
+            options.target, options.grid = (
+                options.target or suite["report"].target,
+                options.grid or suite["report"].grid,
+            )
+        elif not options.folders:
+            raise ReportError("name a FOLDER of runs, or a --suite")
+        words_of = wording_of_grid if options.grid else wording
+        out = options.out or options.folders[0] / "report"
         comparisons = compare(load(options.folders), options.target)
         written = write(comparisons, out, words_of, options.command)
         if options.page:
             options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text("# Results\n\n" + (out / "table.md").read_text(encoding="utf-8"), encoding="utf-8")
             written.append(options.page)
-    except (ReportError, OSError) as error:
+    except (ReportError, UsageError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     show(comparisons, words_of)

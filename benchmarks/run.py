@@ -33,8 +33,8 @@ def plan() -> list["Experiment"]:
 
     try:
         chosen = options.parser().parse_args()
-        if "help" in chosen.algo:
-            print(options.explain_methods(name for name in chosen.algo if name != "help"))
+        if "help" in (algos := getattr(chosen, "algo", ())):
+            print(options.explain_methods(name for name in algos if name != "help"))
         else:
             due, finished = planning.plan(chosen)
             if finished:

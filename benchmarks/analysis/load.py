@@ -9,8 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from benchmarks.federation import files
 from benchmarks.federation.metrics import METRICS
+from benchmarks.federation.settings import NAMING, complete
 
-OWN = {"algo", "parameterization", "dense", "quantize", "quantize_down", "hyper", "tuned", "seed", "partition_sha256"}
+OWN = {"algo", "parameterization", "dense", "quantize", "quantize_down", "hyper", "seed", "partition_sha256", *NAMING}
 """The settings in which the runs of one comparison may differ."""
 
 LATER = {"optimizer": "sgd", "weight_decay": 0.0, "keep_optimizer": False, "augment": False}
@@ -46,7 +47,7 @@ class EndedRun(NamedTuple):
     def conditions(self) -> dict[str, Any]:
         """What all runs of one comparison have in common: the data, and every setting that is not in OWN."""
         data = str(self.summary.get("samples_sha256", "unknown"))[:12]
-        return {"data": data} | {key: value for key, value in self.settings.items() if key not in OWN}
+        return {"data": data} | {key: value for key, value in complete(self.settings).items() if key not in OWN}
 
     @property
     def partition(self) -> tuple[int, str]:

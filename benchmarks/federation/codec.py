@@ -23,12 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.federation.settings import UNQUANTIZED
 from pfedpara.streams import stream_seed
 
-Format = Literal["4", "8", "16", "float16", "32"]
-"""Bits of a parameter on the wire; 32 does not quantize."""
-
-UNQUANTIZED = "32"
 KINDS = {form: np.dtype(kind) for form, kind in (("4", "u1"), ("8", "i1"), ("16", "<i2"), ("float16", "<f2"))}
 SCALE = np.dtype("<f4")
 

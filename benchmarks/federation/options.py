@@ -2,18 +2,21 @@
 
 import argparse
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from inspect import getdoc
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.federation.models import find_model
+from benchmarks.federation.models import MODELS, find_model
 from benchmarks.federation.registry import METHODS, find_method
-from benchmarks.federation.settings import Settings, one_name, sentence
+from benchmarks.federation.settings import Settings, sentence
+from benchmarks.federation.suites import HYPER_FLAGS, HYPER_OPTIONS, UsageError, find_suite, listed, read_suite, unknown
+from benchmarks.federation.sweeps import Choice, check, choices, combinations, label_apart
 from data_partitions import check_partition, plugins
+from data_partitions.presets import PRESETS
 from pfedpara.trainer import FEDAVG_ON
 
 TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
@@ -27,17 +30,12 @@ METAVARS = {
 }
 SEVERAL = ("algo", "partition", "parameterization", "quantize", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
-HYPER_OPTIONS = ("lr", "lr_decay", "epochs", "batch_size", "clip_norm", "gamma", "optimizer", "weight_decay")
-HYPER_FLAGS = ("keep_optimizer", "augment")
+FIELDS = Settings.model_fields
 DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:
 
     mpirun -np 11 python benchmarks/run.py --algo pfedpara       # one server, ten clients
 
 Where benchmarks/tuned.yaml covers the data set and the model, its hyper-parameters are the defaults."""
-
-
-class UsageError(ValueError):
-    """What the user asked for cannot be done; the text says what was wrong and what would be right."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,79 +44,48 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    """Returns the parser of run.py. What was not typed is not in the namespace, so that a suite can say it."""
     p = Parser(
         prog="benchmarks/run.py",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-
+    p.add_argument("--suite", metavar="NAME|FILE", help="what else is run: a suite's name, a YAML file, a config.yaml")
+    p.add_argument("--preset", metavar="NAME", help=f"data of the FedPara paper: {' | '.join(PRESETS)}")
     for name, field in Settings.model_fields.items():
-        if name in ("hyper", "tuned"):
+        if name in ("hyper", "tuned", "shown"):
             continue
         default = None if name in DEFAULT_FOLLOWS else field.default
-        said = field.description or ""
-        if default not in (None, []):
-            said += f" (default: {default})"
+        said = " | ".join([*MODELS, "MODULE:NAME"]) if name == "model" else f"{field.description}"
+        said += "" if default in (None, "", []) else f" (default: {default})"
         kind: dict[str, Any] = {"metavar": METAVARS.get(name, "N" if field.annotation is int else "NAME")}
         if field.annotation is bool:
-            kind = {"action": "store_true"}
-        elif name in SEVERAL:
-            kind["nargs"], default = "+", [default]
-        elif field.annotation == list[str]:
+            kind = {"action": "store_true", "default": argparse.SUPPRESS}
+        elif name in SEVERAL or field.annotation == list[str]:
             kind["nargs"] = "+"
-        p.add_argument("--" + name.replace("_", "-"), default=default, help=said, **kind)
+        p.add_argument("--" + name.replace("_", "-"), help=said, **kind)
     for name in (*HYPER_OPTIONS, *HYPER_FLAGS):
-        meaning = next(m.fields[name].description for m in METHODS.values() if name in m.fields)
-        kind = {"metavar": METAVARS.get(name, "X"), "help": f"{meaning} (default: the method's; --algo help)"}
+        said = f"{next(m.fields[name].description for m in METHODS.values() if name in m.fields)}"
+        kind = {"nargs": "+", "metavar": METAVARS.get(name, "X")}
         if name in HYPER_FLAGS:
-            kind = {"action": "store_true", "default": None, "help": meaning}
-        p.add_argument("--" + name.replace("_", "-"), **kind)
+            kind = {"action": "store_true", "default": argparse.SUPPRESS}
+        else:
+            said += ", one run each (default: the method's; --algo help)"
+        p.add_argument("--" + name.replace("_", "-"), help=said, **kind)
     p.add_argument(
         "--set",
         nargs="+",
-        default=[],
+        action="extend",
         metavar="[ALGO.]NAME=VALUE",
-        help="any other hyper-parameter (--algo help lists them)",
+        help="any other hyper-parameter (--algo help lists them); further values, one run each, follow it",
     )
     p.add_argument("--overwrite", action="store_true", help="run anew what is finished or begun, instead of going on")
     p.add_argument("--resume", action="store_true", help="go on where runs stopped, which is always done")
     p.add_argument("--verbose", action="store_true", help="show the libraries' warnings and log lines, and tracebacks")
+    p.set_defaults(overwrite=False, resume=False, verbose=False)
     return p
-
-
-def hyper_parameters(
-    algo: str, parameterization: str | None, options: argparse.Namespace, tuned: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Returns all hyper-parameters of ``algo``: the method's own defaults, then the tuned, then the command line's; and
-    the names of those that are the tuned ones.
-
-    Raises UsageError for a name that none of the chosen methods has, or a value out of its range.
-    """
-    chosen: dict[str, set[str]] = {}  # names of each method's hyper-parameters, on any of the chosen weights
-    for asked, weights in itertools.product(options.algo, options.parameterization):
-        for name in (asked, one_name(asked, weights)[0]):
-            chosen.setdefault(name, set()).update(find_method(asked, weights).fields)
-    method, names = find_method(algo, parameterization), ("", algo, one_name(algo, parameterization)[0])
-    every = (*HYPER_OPTIONS, *HYPER_FLAGS)
-    given = [("", name, value) for name in every if (value := getattr(options, name)) is not None]
-    for item in options.set:
-        name, equals, value = item.partition("=")
-        owner, dot, field = name.rpartition(".")
-        if not equals or (dot and owner not in chosen):
-            raise UsageError(f"--set takes [ALGO.]NAME=VALUE for one of the methods {', '.join(chosen)}, got {item!r}")
-        given.append((owner, field, value))
-    values, left = dict(tuned), set(tuned)
-    for owner, field, value in sorted(given, key=lambda choice: bool(choice[0])):  # a method's own choice comes last
-        if not any(field in chosen[a] for a in ([owner] if owner else chosen)):
-            raise UsageError(f"no hyper-parameter {field!r} in {owner or ', '.join(chosen)} (--algo help lists them)")
-        if owner in names and field in method.fields:
-            values[field] = value
-            left.discard(field)
-    try:
-        return method.complete(values), sorted(left)
-    except ValidationError as error:
-        raise UsageError(f"{algo}: {sentence(error)}") from None
 
 
 def explain_methods(others: Iterable[str] = ()) -> str:
@@ -154,37 +121,102 @@ def find_tuned(chosen: dict[str, dict[str, Any]], settings: Settings) -> dict[st
     return chosen.get(settings.variant, {} if settings.local_optimizer else chosen.get(settings.algo, {}))
 
 
+class Layer(NamedTuple):
+    """What one source says: a suite, one of its runs, or the command line. A later one wins."""
+
+    options: dict[str, Any]
+    chosen: list[Choice]
+
+
+def layer(given: Mapping[str, Any]) -> Layer:
+    """Returns the settings and hyper-parameters that are ``given``, a preset's below them. Raises UsageError."""
+    options = {name: value for name, value in given.items() if value is not None and name in FIELDS}
+    if preset := str(given.get("preset") or ""):
+        if preset not in PRESETS:
+            raise UsageError(f"--preset: {unknown('preset', preset, PRESETS)}")
+        options = PRESETS[preset]._asdict() | options
+    for name in options:
+        if name in SEVERAL or FIELDS[name].annotation == list[str]:
+            options[name] = [str(value) for value in listed(options[name])]  # 8 bits are "8"
+    return Layer(options, choices(given))
+
+
 def settings_of(options: argparse.Namespace) -> list[Settings]:
-    """Returns one experiment for each partition, seed and method, in this order. Raises UsageError or DataError."""
-    for algo in options.algo:
-        find_method(algo)
-    find_model(options.model)
-    known = get_args(Settings.model_fields["parameterization"].annotation)
-    if unknown := [weights for weights in options.parameterization if weights not in (None, *known)]:
-        raise UsageError(f"--parameterization: no {unknown[0]!r}; there are {', '.join(known)}")
-    common = {name: getattr(options, name) for name in Settings.model_fields if hasattr(options, name)}
-    common["clients_per_round"] = options.clients_per_round or options.clients
+    """Returns the experiments of the command line, or of its suite: see ``expand``. Raises UsageError."""
+    given = layer(vars(options))
+    if not (name := getattr(options, "suite", None)):
+        return expand([[given]])
+    suite = read_suite(name)
+    try:  # by itself first, so that the sentence names the file
+        runs = [[layer(suite), layer(run)] for run in suite["runs"]]
+        found = expand(runs)
+    except ValueError as error:
+        raise UsageError(f"{find_suite(name)}: {error}") from None
+    return expand([[*layers, given] for layers in runs]) if given.options or given.chosen else found
+
+
+def expand(runs: list[list[Layer]]) -> list[Settings]:
+    """Returns for each of the ``runs``, given in layers, one experiment for each partition, seed, method and value.
+
+    In this order, and each under a label of its own. Raises UsageError.
+    """
+    merged = [{name: value for layer in layers for name, value in layer.options.items()} for layers in runs]
+    methods = [check_methods(options) for options in merged]
     found = []
-    chosen = load_tuned(options.dataset, options.model)
-    lists = (options.partition, options.seed, options.algo, options.parameterization, options.quantize)
+    for layers, options, own in zip(runs, merged, methods, strict=True):
+        for place, layer in enumerate(layers):  # what a suite's run says is for its own methods
+            there = own if place == 1 else list(itertools.chain(*methods))
+            check(layer.chosen, there)
+            if (dense := layer.options.get("dense")) and not any(find_method(*each).factors for each in there):
+                raise UsageError(
+                    f"--dense {' '.join(dense)}: {', '.join(dict(there))} has no factors; take pfedpara, fedpara or "
+                    "lowrank, or --parameterization"
+                )
+        found += expand_one(options, [choice for layer in layers for choice in layer.chosen])
+    return label_apart(found)
+
+
+def check_methods(options: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Returns the methods with the weights that were asked for, None for their own. Raises UsageError."""
+    algos, weights = options.get("algo", [FIELDS["algo"].default]), options.get("parameterization", [None])
+    for algo in algos:
+        find_method(algo)
+    find_model(str(options.get("model", FIELDS["model"].default)))
+    known = get_args(FIELDS["parameterization"].annotation)
+    if strange := [each for each in weights if each not in (None, *known)]:
+        raise UsageError(f"--parameterization: no {strange[0]!r}; there are {', '.join(known)}")
+    try:
+        for pair in (pairs := list(itertools.product(algos, weights))):
+            find_method(*pair)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return pairs
+
+
+def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
+    common = {"clients_per_round": options.get("clients", FIELDS["clients"].default)} | options
+    lists = [common.get(name, [FIELDS[name].default]) for name in ("partition", "seed", "algo")]
+    lists += [common.get("parameterization", [None]), common.get("quantize", [FIELDS["quantize"].default])]
+    found = []
     for partition, seed, algo, weights, form in itertools.product(*lists):
         try:
             method = find_method(algo, weights)
-            own = {"parameterization": method.parameterization, "quantize": form}
-            own["dense"] = options.dense if method.factors else []
-            settings = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
+            own = {"parameterization": method.parameterization, "quantize": form, "hyper": {}, "tuned": []}
+            own["dense"] = options.get("dense", []) if method.factors else []
+            s = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
         except ValidationError as error:
             raise UsageError(sentence(error)) from None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        asked, _ = hyper_parameters(algo, weights, options, {})
-        settings = settings.model_copy(update={"hyper": asked})
-        hyper, tuned = hyper_parameters(algo, weights, options, find_tuned(chosen, settings))
-        found.append(settings.model_copy(update={"hyper": hyper, "tuned": tuned}))
-        check_partition(settings.dataset, settings.partition, settings.clients)
-    if options.dense and not any(settings.dense for settings in found):
-        raise UsageError(
-            f"--dense {' '.join(options.dense)}: {', '.join(options.algo)} has no factors; take pfedpara, fedpara or "
-            "lowrank, or --parameterization"
-        )
-    return list({settings.directory: settings for settings in found}.values())  # 00 is seed 0, .50 is α 0.5
+        known, restated = load_tuned(s.dataset, s.model), options.get("tuned", ())
+        for chosen_values in combinations(algo, weights, chosen):
+            try:
+                asked = s.model_copy(update={"hyper": method.complete(chosen_values)})
+                best = find_tuned(known, asked)
+                hyper = method.complete(best | chosen_values)
+            except ValidationError as error:
+                raise UsageError(f"{algo}: {sentence(error)}") from None
+            tuned = [n for n in best if n not in chosen_values or (n in restated and hyper[n] == best[n])]
+            found.append(s.model_copy(update={"hyper": hyper, "tuned": sorted(tuned)}))
+        check_partition(s.dataset, s.partition, s.clients)
+    return found

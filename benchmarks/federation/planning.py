@@ -15,7 +15,9 @@ from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.models import MODELS, check_logits
 from benchmarks.federation.options import UsageError, settings_of
 from benchmarks.federation.registry import build_trainer, find_method
-from benchmarks.federation.settings import Settings
+from benchmarks.federation.settings import NAMING, Settings, complete, flatten, show
+from benchmarks.federation.sweeps import differing
+from benchmarks.terminal import printable
 from data_partitions import DataError, open_store, plugins, prepare
 from pfedpara.parameterize import summarize
 
@@ -29,14 +31,40 @@ def explain_tuning(experiments: list[Experiment]) -> str:
     return "; ".join(parts)
 
 
-def complete(there: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """Returns what is ``there`` in a config.yaml, and today's default of what an earlier version did not write yet."""
-    s = experiment.settings
-    defaults = Settings(algo=s.algo, clients=s.clients, clients_per_round=s.clients).record()
-    defaults["partition_sha256"] = experiment.partition_sha256
-    hyper = {name: field.default for name, field in find_method(s.algo, s.parameterization).fields.items()}
-    said = there.get("hyper", {})
-    return defaults | there | {"hyper": hyper | said if isinstance(said, dict) else said}
+def what_is_there(config: Path, experiment: Settings) -> dict[str, Any]:
+    """Returns what a ``config.yaml`` says, with today's default of what an earlier version did not write there yet.
+
+    Raises ValueError where it cannot be read.
+    """
+    there = complete(files.read_yaml(config))
+    if isinstance(there["hyper"], dict):
+        method = find_method(experiment.algo, experiment.parameterization)
+        there["hyper"] = {name: field.default for name, field in method.fields.items()} | there["hyper"]
+    return there
+
+
+def make_way(wanted: list[Settings]) -> list[Settings]:
+    """Returns the runs, under a label that shows what differs where other settings have their folder already.
+
+    Says so, once for each label.
+    """
+    labels: dict[Path, list[str]] = {}
+    for s in wanted:
+        folder = s.directory.parent
+        if folder not in labels:
+            configs = sorted(folder.glob("seed*/config.yaml"))
+            try:
+                there = what_is_there(configs[0], s) if configs else s.record()
+            except ValueError:
+                there = s.record()  # is_due says it
+            if names := differing([s.record(), there]):
+                apart = s.model_copy(update={"shown": list(dict.fromkeys([*s.shown, *names]))})
+                differ = ", ".join(show(name, flatten(there).get(name)) for name in names)
+                print(printable(f"{folder} holds runs with {differ}; this one is {apart.label}"), flush=True)
+            labels[folder] = names
+    return [
+        s.model_copy(update={"shown": list(dict.fromkeys([*s.shown, *labels[s.directory.parent]]))}) for s in wanted
+    ]
 
 
 def explain_head(experiments: list[Experiment]) -> str:
@@ -69,12 +97,12 @@ def is_due(experiment: Experiment, overwrite: bool) -> bool:
         return True
     ended, here = (directory / "summary.json").exists(), experiment.record()
     try:
-        there = files.read_yaml(config)
+        there = {"partition_sha256": experiment.partition_sha256} | what_is_there(config, experiment.settings)
         if ended:
             there["partition_sha256"] = files.read_json(directory / "summary.json").get("partition_sha256")
     except ValueError as error:
         raise UsageError(f"{error}; choose another --out or remove {directory}") from None
-    there = complete(there, experiment)
+    here, there = ({n: v for n, v in each.items() if n not in NAMING} for each in (here, there))
     if there != here and not overwrite:
         key = next(key for key in {**here, **there} if there.get(key, "nothing") != here.get(key, "nothing"))
         what = "a run on other data or another partition" if key == "partition_sha256" else "a different experiment"
@@ -133,28 +161,30 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
     DataError before anything of an earlier run is touched.
     """
     wanted = settings_of(options)
+    if not options.overwrite:
+        wanted = make_way(wanted)
     if wanted[0].device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: torch finds no GPU for cuda here; take cpu")
-    check_writable(Path(options.out))
-    stores: dict[tuple[str, int], Path] = {}  # verifying one reads all its samples, and every method shares it
-    for s in wanted:
-        if (s.partition, s.seed) not in stores:
-            stores[s.partition, s.seed] = prepare(
-                s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction, tuning=s.tuning
-            )
+    for folder in dict.fromkeys(s.out for s in wanted):
+        check_writable(folder)
+    stores: dict[tuple[Any, ...], Path] = {}  # verifying one reads all its samples, and every method shares it
     experiments = []
-    trainers: dict[tuple[str, str], Trainer] = {}
+    trainers: dict[Path, Trainer] = {}
     for s in wanted:
+        recipe = (s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction)
+        if (recipe, s.tuning) not in stores:
+            stores[recipe, s.tuning] = prepare(*recipe, tuning=s.tuning)
+        store, label = stores[recipe, s.tuning], s.directory.parent
         try:
-            with open_store(stores[s.partition, s.seed]) as opened:
-                experiments.append(Experiment(s, stores[s.partition, s.seed], opened.sha256))
-                if (s.label, s.partition) not in trainers:
-                    trainers[s.label, s.partition] = trainer = build_trainer(s, opened)
+            with open_store(store) as opened:
+                experiments.append(Experiment(s, store, opened.sha256))
+                if label not in trainers:
+                    trainers[label] = trainer = build_trainer(s, opened)
                     if s.model not in MODELS:
                         batch = torch.from_numpy(opened.samples(0, "train")[0][:2])
                         check_logits(s.model, trainer.model, batch, len(opened.classes))
                 for samples in opened.sizes("train").tolist():
-                    trainers[s.label, s.partition].check_client(samples)
+                    trainers[label].check_client(samples)
         except DataError:
             raise
         except ValueError as error:

@@ -1,24 +1,30 @@
-"""The settings of one experiment, validated; every default of the command line in one place."""
+"""The settings of one experiment, validated; every default of the command line in one place. Needs no PyTorch."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from benchmarks.federation.codec import UNQUANTIZED, Format
-from benchmarks.federation.models import MODELS
 from data_partitions.datasets import NAMES, READERS
 from data_partitions.partitioners import parse
-from pfedpara.hadamard import Method as Factors
 
+Format = Literal["4", "8", "16", "float16", "32"]
+"""Bits of a parameter on the wire; 32 does not quantize."""
+UNQUANTIZED = "32"
+Weights = Literal["dense", "fedpara", "pfedpara", "lowrank"]
+FACTORS = ("fedpara", "pfedpara", "lowrank")
 # What a run does on the way, without any effect on its figures.
 CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "comm_timeout", "histograms"}
+# What says how a run is called, and where its values come from, not what is run.
+NAMING = {"name", "shown", "tuned"}
 
 
 def one_name(algo: str, parameterization: str | None) -> tuple[str, str]:
     """Returns a method and its weights, by default its own, as both are called: FedAvg on factors has their name."""
-    weights = parameterization or (algo if algo in get_args(Factors) else "dense")
-    return weights if algo == "fedavg" and weights in get_args(Factors) else algo, weights
+    weights = parameterization or (algo if algo in FACTORS else "dense")
+    return weights if algo == "fedavg" and weights in FACTORS else algo, weights
 
 
 class Settings(BaseModel):
@@ -41,7 +47,7 @@ class Settings(BaseModel):
     clients: int = Field(10, ge=1, description="clients that hold data")
     clients_per_round: int = Field(10, ge=1, description="clients drawn for each round (default: all)")
     rounds: int = Field(30, ge=1, description="rounds of communication")
-    parameterization: Literal["dense", "fedpara", "pfedpara", "lowrank"] = Field(
+    parameterization: Weights = Field(
         "dense",
         description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank; by "
         "default the method's own",
@@ -53,7 +59,7 @@ class Settings(BaseModel):
         "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
     )
     quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
-    model: str = Field("mlp", description=f"{' | '.join(MODELS)} | MODULE:NAME")
+    model: str = Field("mlp", description="")  # the command line lists those that are here
     seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
     eval_every: int = Field(
@@ -92,6 +98,8 @@ class Settings(BaseModel):
         "cpu", description="where clients train: cpu | cuda, where the ranks of a host take its GPUs in turn"
     )
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
+    name: str = Field("", description="what label and folder call the runs, in place of their method")
+    shown: list[str] = Field([], description="the settings that the label shows, where runs differ in them")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
     tuned: list[str] = Field([], description="those of them that benchmarks/tuned.yaml says")
 
@@ -116,6 +124,13 @@ class Settings(BaseModel):
     @classmethod
     def _canonical_dense(cls, dense: list[str]) -> list[str]:
         return sorted(set(dense))
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder(cls, name: str) -> str:
+        if name.startswith(".") or not name.isprintable() or "/" in name or len(name) > 100:
+            raise ValueError(f"--name: {name!r} cannot be a folder's name; give one without / and a leading dot")
+        return name
 
     @model_validator(mode="after")
     def _unicode(self) -> "Settings":
@@ -152,11 +167,13 @@ class Settings(BaseModel):
 
     @property
     def label(self) -> str:
-        """The method, with what else was chosen that is not its own."""
+        """The method, with what else was chosen that is not its own, and what sets it apart from other runs of it."""
         dense = f"-dense-{'+'.join(self.dense)}" if self.dense else ""
         ways = {"": self.quantize, "down": self.quantize_down}
         codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
-        return self.variant + dense + "".join(codec)
+        values = flatten(self.record())
+        shown = [f",{show(name, values[name])}" for name in self.shown if name in values]
+        return (self.name or self.variant + dense) + "".join([*codec, *shown])
 
     @property
     def directory(self) -> Path:
@@ -167,6 +184,28 @@ class Settings(BaseModel):
     def record(self) -> dict[str, Any]:
         """Returns what tells this experiment from another, as plain values for ``config.yaml``."""
         return self.model_dump(mode="json", exclude=CONDUCT)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a config.yaml says; what an earlier version did not write yet has today's default."""
+    defaults = {name: field.default for name, field in Settings.model_fields.items() if name not in CONDUCT}
+    if isinstance(algo := config.get("algo", defaults["algo"]), str):
+        defaults["parameterization"] = one_name(algo, None)[1]
+    defaults["clients_per_round"] = config.get("clients", defaults["clients"])
+    return defaults | dict(config)
+
+
+def flatten(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings and hyper-parameters of a record side by side, but for those that only name it."""
+    hyper = record.get("hyper", {})
+    plain = {name: value for name, value in record.items() if name not in {"hyper", *NAMING}}
+    return plain | (hyper if isinstance(hyper, dict) else {"hyper": hyper})
+
+
+def show(name: str, value: Any) -> str:
+    """Returns a setting as a label shows it, fit for a folder's name: gamma=0.1."""
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value).removesuffix(".0")
+    return f"{name}=" + (re.sub(r"[^\w.:+-]", "_", text)[-60:] or "none")
 
 
 def sentence(error: ValidationError) -> str:

@@ -4,14 +4,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.federation.options import UsageError, hyper_parameters, parser
+from benchmarks.federation import options
+from benchmarks.federation.options import UsageError, parser, settings_of
 
-TUNED = {"lr": 0.7}
+
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "load_tuned", lambda dataset, model: {"fedavg": {"lr": 0.7}})
 
 
 def hyper(algo: str, *line: str) -> dict[str, Any]:
-    options = parser().parse_args(line)
-    return hyper_parameters(algo, None, options, TUNED)[0]
+    (found,) = (s.hyper for s in settings_of(parser().parse_args(line)) if s.algo == algo)
+    return found
 
 
 def test_tuned_values_replace_defaults_and_the_command_line_both() -> None:
