@@ -1,0 +1,142 @@
+"""What a suite means: the same as the command line, which wins, and a sentence for each mistake."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.federation.options import UsageError, parser, settings_of
+from benchmarks.federation.settings import Settings
+from benchmarks.federation.suites import FOLDER
+
+
+def chosen(*words: str) -> list[Settings]:
+    return settings_of(parser().parse_args(words))
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Any:
+    """Returns what writes a suite and gives the words that choose it."""
+
+    def write(text: str) -> tuple[str, str]:
+        (tmp_path / "mine.yaml").write_text(text)
+        return "--suite", str(tmp_path / "mine.yaml")
+
+    return write
+
+
+def test_a_suite_means_what_the_same_options_mean(suite: Any) -> None:
+    words = suite("{algo: [fedavg, pfedpara], clients-per-round: 5, quantize: [32, 8], seed: [0, 1], epochs: 2}")
+    line = "--algo fedavg pfedpara --clients-per-round 5 --quantize 32 8 --seed 0 1 --epochs 2".split()
+    assert chosen(*words) == chosen(*line)
+    assert chosen(*words, "--seed", "7", "--epochs", "1") == chosen(*line[:-5], "--seed", "7", "--epochs", "1")
+
+
+def test_each_run_of_a_suite_has_settings_of_its_own_and_the_command_line_wins(suite: Any) -> None:
+    words = suite(
+        """
+        rounds: 7
+        hyper: {lr: 0.2, pfedpara.lr: 0.3}
+        runs:
+          - {algo: fedavg, rounds: 9}
+          - algo: pfedpara
+          - {algo: pfedpara, name: dense head, dense: classifier, gamma: [0.1, 0.5]}
+        """
+    )
+    values = [(s.label, s.rounds, s.hyper["lr"], s.hyper.get("gamma"), s.dense) for s in chosen(*words)]
+    assert values == [
+        ("fedavg", 9, 0.2, None, []),
+        ("pfedpara", 7, 0.3, 0.5, []),
+        ("dense head,gamma=0.1", 7, 0.3, 0.1, ["classifier"]),
+        ("dense head,gamma=0.5", 7, 0.3, 0.5, ["classifier"]),
+    ]
+    again = [(s.label, s.rounds, s.hyper["lr"]) for s in chosen(*words, "--rounds", "3", "--lr", "0.9")]
+    assert again == [(label, 3, 0.9) for label, *_ in values]
+
+
+def test_the_suites_that_come_along_run_what_run_all_ran() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} >= {"quick", "full", "compatibility"}
+    quick, full, compatibility = (chosen("--suite", name) for name in ("quick", "full", "compatibility"))
+    assert [s.label for s in quick] == ["local", "fedavg", "fedper", "pfedme", "pfedpara"]
+    assert {(s.rounds, s.partition, s.seed, s.out) for s in quick} == {(10, "dirichlet:0.5", 0, Path("runs/quick"))}
+    assert len(full) == 20 * 5 * 2
+    assert len({s.label for s in compatibility}) == 7 * 3 * 2
+    assert {(s.rounds, s.eval_every) for s in compatibility} == {(6, 0)}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("round: 3", "no option 'round'; did you mean 'rounds'?"),
+        ("runs: [{algo: fedavg, gama: 0.3}]", "no option 'gama'; did you mean 'gamma'?"),
+        ("hyper: {gama: 0.3}", "no hyper-parameter 'gama' in pfedpara (--algo help lists them); did you mean 'gamma'?"),
+        ("runs: [{algo: fedavg, gamma: 0.3}, {algo: pfedpara}]", "no hyper-parameter 'gamma' in fedavg"),
+        ("gamma: 2", "pfedpara: --gamma: input should be less than or equal to 1, got 2"),
+        ("rounds: [1, 2]", "--rounds: input should be a valid integer, got [1, 2]"),
+        ("model: [mlp, cnn]", "no model \"['mlp', 'cnn']\""),
+        ("algo: {fedavg: 1}", "no method \"{'fedavg': 1}\""),
+        ("runs: 3", "runs: a list of mappings is right"),
+        ("hyper: [0.1]", "hyper: names with values are right, such as gamma: 0.5, got [0.1]"),
+        ("report: {tarket: 0.9}", "report: no option 'tarket'; did you mean 'target'?"),
+        ("tune: {trials: 0}", "tune: trials: input should be greater than or equal to 1, got 0"),
+        ("preset: cifar", "no preset 'cifar'; did you mean 'cifar10'?"),
+        ("name: a/b", "--name: 'a/b' cannot be a folder's name"),
+        ("{algo: fedavg, dense: classifier}", "--dense classifier: fedavg has no factors"),
+        ("- algo", "it holds something else than names and values"),
+        ("a: &b 1\nc: *b", "it has aliases"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_one_sentence_that_names_the_file(suite: Any, text: str, sentence: str) -> None:
+    words = suite(text)
+    with pytest.raises(UsageError) as error:
+        chosen(*words)
+    assert sentence in str(error.value)
+    assert str(error.value).startswith(words[1])
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_suite_that_there_is_not_is_named_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"there is no file 'quik', and no suite 'quik'; did you mean 'quick'\?"):
+        chosen("--suite", "quik")
+
+
+def test_a_preset_lies_below_what_else_is_said(suite: Any) -> None:
+    (s,) = chosen("--preset", "scenario3")
+    assert (s.dataset, s.partition, s.clients, s.clients_per_round) == ("mnist", "classes:2", 10, 10)
+    (s,) = chosen(*suite("{preset: cifar10, clients: 20, model: cnn}"), "--partition", "iid")
+    assert (s.dataset, s.partition, s.clients, s.clients_per_round) == ("cifar10", "iid", 20, 20)
+
+
+# Several values
+
+
+def test_each_value_is_a_run_with_the_value_in_its_label(suite: Any) -> None:
+    line = "--algo fedavg pfedpara pfedme --gamma 0.1 0.5 0.9 --set pfedme.lam=5 15 --seed 0 1".split()
+    labels = ["fedavg", *(f"pfedpara,gamma={g}" for g in (0.1, 0.5, 0.9)), "pfedme,lam=5", "pfedme,lam=15"]
+    found = chosen(*line)
+    assert [(s.seed, s.label) for s in found] == [(seed, label) for seed in (0, 1) for label in labels]
+    assert [s.hyper["gamma"] for s in found if s.algo == "pfedpara"] == 2 * [0.1, 0.5, 0.9]
+    assert [s.hyper["lam"] for s in found if s.algo == "pfedme"] == 2 * [5, 15]
+    text = "{algo: [fedavg, pfedpara, pfedme], gamma: [0.1, 0.5, 0.9], hyper: {pfedme.lam: [5, 15]}, seed: [0, 1]}"
+    assert chosen(*suite(text)) == found
+    assert found[1].directory == Path("runs/mnist5k-dirichlet:0.5/pfedpara,gamma=0.1/seed0")
+
+
+def test_a_single_value_keeps_label_and_folder() -> None:
+    for values in (["0.1"], ["0.1", ".1", "1e-1"]):
+        (s,) = chosen("--gamma", *values)
+        assert (s.label, s.hyper["gamma"]) == ("pfedpara", 0.1)
+
+
+def test_a_config_yaml_is_a_suite(tmp_path: Path) -> None:
+    """The same settings, label and tuned values, also of one of several values; and the command line changes it."""
+    for run in chosen("--algo", "pfedpara", "fedper", "--gamma", "0.1", "0.5", "--quantize", "8", "--clients", "4"):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(run.record() | {"partition_sha256": "0" * 64}))
+        assert chosen("--suite", str(path)) == [run]
+    (s,) = chosen("--suite", str(path), "--lr", "0.25", "--out", str(tmp_path))
+    assert (s.hyper["lr"], s.tuned, s.clients) == (0.25, [], 4)
+    shutil.rmtree(tmp_path)
