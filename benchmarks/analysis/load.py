@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from benchmarks.federation import files
 from benchmarks.federation.metrics import METRICS
-from benchmarks.federation.settings import NAMING, complete
+from benchmarks.federation.settings import NAMING, complete, show
 
 OWN = {"algo", "parameterization", "dense", "quantize", "quantize_down", "hyper", "seed", "partition_sha256", *NAMING}
 """The settings in which the runs of one comparison may differ."""
@@ -114,6 +114,9 @@ def _load_run(folder: Path) -> EndedRun:
     if "hyper" in config:
         config["hyper"] = LATER | config["hyper"]
     summary.setdefault("label", summary["algo"])
+    for name in complete(config)["shown"]:  # what sets whole comparisons apart stands in their titles
+        if name in config and name not in OWN:
+            summary["label"] = summary["label"].replace(f",{show(name, config[name])}", "")
     weights = summary.get("parameterization", "dense")
     if summary["algo"] == "fedavg" and weights != "dense":  # as FedAvg on factors was called once
         summary |= {"algo": weights, "label": summary["label"].removeprefix("fedavg-")}
