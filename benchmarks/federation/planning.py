@@ -36,7 +36,9 @@ def what_is_there(config: Path, experiment: Settings) -> dict[str, Any]:
 
     Raises ValueError where it cannot be read.
     """
-    there = complete(files.read_yaml(config))
+    if "algo" not in (found := files.read_yaml(config)):
+        raise ValueError(f"{config} is no run's: it names no algo")
+    there = complete(found)
     if isinstance(there["hyper"], dict):
         method = find_method(experiment.algo, experiment.parameterization)
         there["hyper"] = {name: field.default for name, field in method.fields.items()} | there["hyper"]
@@ -60,7 +62,7 @@ def make_way(wanted: list[Settings]) -> list[Settings]:
             if names := differing([s.record(), there]):
                 apart = s.model_copy(update={"shown": list(dict.fromkeys([*s.shown, *names]))})
                 differ = ", ".join(show(name, flatten(there).get(name)) for name in names)
-                print(printable(f"{folder} holds runs with {differ}; this one is {apart.label}"), flush=True)
+                print(printable(f"{folder} holds runs with {differ}; {apart.label} is this one"), flush=True)
             labels[folder] = names
     return [
         s.model_copy(update={"shown": list(dict.fromkeys([*s.shown, *labels[s.directory.parent]]))}) for s in wanted

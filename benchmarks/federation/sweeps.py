@@ -68,7 +68,7 @@ def differing(records: Collection[Mapping[str, Any]]) -> list[str]:
     flat = [flatten(record) for record in records]
     names = dict.fromkeys(name for each in flat for name in each)
     beside = {"partition", "seed", "partition_sha256"}
-    return [name for name in names if name not in beside and len({repr(each.get(name)) for each in flat}) > 1]
+    return [name for name in names if name not in beside and any(each.get(name) != flat[0].get(name) for each in flat)]
 
 
 def label_apart(experiments: Iterable[Settings]) -> list[Settings]:

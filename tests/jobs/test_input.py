@@ -214,23 +214,39 @@ def test_a_missing_store_is_built_again(finished: Path, tmp_path: Path) -> None:
 # The folder of results
 
 
+def planned(out: Path, *words: str) -> tuple[list[Path], list[Path]]:
+    """Returns the folders of the runs that are due, and of those that are not."""
+    due, ended = planning.plan(options.parser().parse_args([*words, "--out", str(out)]))
+    return [experiment.settings.directory for experiment in due], ended
+
+
 @pytest.mark.parametrize("resume", [(), ("--resume",)])
-def test_a_different_experiment_is_left_as_it_is(finished: Path, resume: tuple[str, ...]) -> None:
-    before = snapshot(finished)
-    sentence = refused(finished, *TINY, "--rounds", "2", *resume)
-    assert str(directory(finished, "local")) in sentence
-    assert "rounds" in sentence
-    assert snapshot(finished) == before
-
-
-def test_one_different_experiment_among_several_stops_all(finished: Path) -> None:
-    before = snapshot(finished)
-    refused(finished, "--algo", "fedavg", "local", "--rounds", "2")
-    assert snapshot(finished) == before
+def test_other_settings_get_a_folder_whose_name_shows_them(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], resume: tuple[str, ...]
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    folder = directory(out, "local")
+    before = snapshot(folder)
+    words = [*TINY, "--rounds", "2", "--lr", "0.25", "--seed", "1", "0", *resume]
+    apart = [directory(out, "local,rounds=2,lr=0.25", seed=seed) for seed in (1, 0)]
+    assert planned(out, *words) == (apart, [])
+    assert (
+        capsys.readouterr().out
+        == f"{folder.parent} holds runs with rounds=1, lr=1.71; {apart[0].parent.name} is this one\n"
+    )
+    assert snapshot(folder) == before
+    assert planned(out, *TINY) == ([], [folder])
+    assert planned(out, "--algo", "fedavg", *TINY[2:])[0] == [directory(out, "fedavg")]
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 10_000, "a: &a [*a]", "!!python/object/apply:os.getcwd []", "rounds: 1\nnew: 2"]
+    "text",
+    [
+        "[" * 10_000,
+        "a: &a [*a]",
+        "!!python/object/apply:os.getcwd []",
+        "rounds: 1\nnew: 2",
+    ],
 )
 def test_a_configuration_that_is_none_is_refused(finished: Path, tmp_path: Path, text: str) -> None:
     out = shutil.copytree(finished, tmp_path / "out")

@@ -1,6 +1,6 @@
 """What a suite means: the same as the command line, which wins, and a sentence for each mistake."""
 
-import shutil
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def suite(tmp_path: Path) -> Any:
 
 def test_a_suite_means_what_the_same_options_mean(suite: Any) -> None:
     words = suite("{algo: [fedavg, pfedpara], clients-per-round: 5, quantize: [32, 8], seed: [0, 1], epochs: 2}")
-    line = "--algo fedavg pfedpara --clients-per-round 5 --quantize 32 8 --seed 0 1 --epochs 2".split()
+    line = shlex.split("--algo fedavg pfedpara --clients-per-round 5 --quantize 32 8 --seed 0 1 --epochs 2")
     assert chosen(*words) == chosen(*line)
     assert chosen(*words, "--seed", "7", "--epochs", "1") == chosen(*line[:-5], "--seed", "7", "--epochs", "1")
 
@@ -114,7 +114,7 @@ def test_a_preset_lies_below_what_else_is_said(suite: Any) -> None:
 
 
 def test_each_value_is_a_run_with_the_value_in_its_label(suite: Any) -> None:
-    line = "--algo fedavg pfedpara pfedme --gamma 0.1 0.5 0.9 --set pfedme.lam=5 15 --seed 0 1".split()
+    line = shlex.split("--algo fedavg pfedpara pfedme --gamma 0.1 0.5 0.9 --set pfedme.lam=5 15 --seed 0 1")
     labels = ["fedavg", *(f"pfedpara,gamma={g}" for g in (0.1, 0.5, 0.9)), "pfedme,lam=5", "pfedme,lam=15"]
     found = chosen(*line)
     assert [(s.seed, s.label) for s in found] == [(seed, label) for seed in (0, 1) for label in labels]
@@ -139,4 +139,3 @@ def test_a_config_yaml_is_a_suite(tmp_path: Path) -> None:
         assert chosen("--suite", str(path)) == [run]
     (s,) = chosen("--suite", str(path), "--lr", "0.25", "--out", str(tmp_path))
     assert (s.hyper["lr"], s.tuned, s.clients) == (0.25, [], 4)
-    shutil.rmtree(tmp_path)
