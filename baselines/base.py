@@ -134,7 +134,7 @@ class Aggregator(FedMLAggregator):
     def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
         """Returns Σ_k (n_k / n) w_k of the pairs (n_k, w_k), added in the order of the list in float32."""
         n = sum(weight for weight, _ in updates)
-        total = {name: torch.zeros_like(tensor) for name, tensor in self.travelling.items()}
+        total = {name: torch.zeros_like(self.travelling[name]) for name in updates[0][1]}
         for weight, params in updates:
             for name, tensor in total.items():
                 tensor.add_(params[name], alpha=weight / n)
@@ -192,6 +192,18 @@ class Trainer(FedMLTrainer):
 
     def set_model_params(self, model_parameters: Params) -> None:
         copy_into(self.travelling, model_parameters)
+
+    def changing(self, round: int) -> Mapping[str, Tensor]:
+        """Returns those in ``travelling`` that clients train and send in that round, from 0 on; FedAvg's all do."""
+        return self.travelling
+
+    def parts(self, round: int) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Returns those in ``travelling`` that changed in the round before that one, and those that did not.
+
+        A client that took part then has the latter. What the first round begins with has all changed.
+        """
+        changed = self.changing(round - 1) if round else self.travelling
+        return changed, {name: tensor for name, tensor in self.travelling.items() if name not in changed}
 
     def settle(self, arrived: Params) -> None:
         """Brings what the client keeps into line with what the server reads of the message, ``arrived``.

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from torch import nn
 
 from baselines.base import Hyper, Trainer
+from pfedpara.alternating import alternating
 from pfedpara.hadamard import Method as Factors
 from pfedpara.parameterize import parameterize
 
@@ -59,13 +60,13 @@ class Method(NamedTuple):
         factors, hyper = self.check(values)
         return (factors.model_dump() if self.factors else {}) | hyper.model_dump()
 
-    def build(self, model: nn.Module, dense: Collection[str] = (), **values: Any) -> Trainer:
+    def build(self, model: nn.Module, dense: Collection[str] = (), alternate: bool = False, **values: Any) -> Trainer:
         """Factors the fresh ``model`` in place, with torch's random stream, and returns the method's trainer of it.
 
-        Modules named in ``dense`` stay as they are. Raises ValueError where ``values`` are not the method's, or it does
-        not suit the model.
+        Modules named in ``dense`` stay as they are; with ``alternate`` factors take turns (pfedpara/alternating.py).
+        Raises ValueError where ``values`` are not the method's, or it does not suit the model or the turns.
         """
         factors, hyper = self.check(values)
         if self.factors:
             parameterize(model, self.factors, factors.gamma, dense=dense, tanh=factors.tanh)
-        return self.trainer(model, hyper)
+        return (alternating(self.trainer) if alternate else self.trainer)(model, hyper)

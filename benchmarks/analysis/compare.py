@@ -44,6 +44,7 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
         optimizer = "fedavg" if run.summary["algo"] == weights else run.summary["algo"]
         local = run.settings.get("hyper", {}).get("optimizer", "sgd")
         apart = [f"-{local}" * (local != "sgd"), *(f"-dense-{name}" for name in run.settings.get("dense", []))]
+        apart += ["-alternate"] * run.settings.get("alternate", False)
         found["".join([optimizer, *apart, run.apart]), weights, *bits] = method
     return found
 

@@ -11,7 +11,8 @@ from benchmarks.federation import files
 from benchmarks.federation.metrics import METRICS
 from benchmarks.federation.settings import NAMING, complete, show
 
-OWN = {"algo", "parameterization", "dense", "quantize", "quantize_down", "hyper", "seed", "partition_sha256", *NAMING}
+OWN = {"algo", "parameterization", "dense", "alternate", "quantize", "quantize_down", "hyper"}
+OWN |= {"seed", "partition_sha256", *NAMING}
 """The settings in which the runs of one comparison may differ."""
 
 LATER = {"optimizer": "sgd", "weight_decay": 0.0, "keep_optimizer": False, "augment": False}

@@ -38,6 +38,11 @@ def flatten(params: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in params.values()]).cpu() if params else torch.empty(0)
 
 
+def select(params: Mapping[str, Tensor], template: Mapping[str, Tensor]) -> Tensor:
+    """Returns those of ``params`` that ``template`` names, in its order, as ``flatten``."""
+    return flatten({name: params[name] for name in template})
+
+
 def unflatten(flat: Tensor | None, template: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns views of ``flat`` (n,) with the names and shapes of ``template``. Raises ValueError where n differs."""
     sizes = [tensor.numel() for tensor in template.values()]
@@ -58,9 +63,11 @@ def nbytes(size: int, form: str) -> int:
     return SCALE.itemsize + ((size + 1) // 2 if form == "4" else size * KINDS[form].itemsize)
 
 
-def round_at_random(x: np.ndarray, levels: int | None, stream: np.random.Generator) -> np.ndarray:
+def round_at_random(x: np.ndarray, levels: int | None, stream: np.random.Generator | None) -> np.ndarray:
     """Returns for each x (n,) in [−1, 1], float64, one of its neighbours on the grid, so that the mean over draws is x:
-    an integer k from −``levels`` to ``levels``; without levels, a float16."""
+    an integer k from −``levels`` to ``levels``; without levels, a float16. Without a stream, the nearest one."""
+    if stream is None:
+        return np.rint(x * levels) if levels else x.astype(np.float16)
     if levels:
         lower = np.floor(x * levels)
         return lower + (stream.random(x.size) < x * levels - lower)
@@ -71,8 +78,10 @@ def round_at_random(x: np.ndarray, levels: int | None, stream: np.random.Generat
     return np.where(stream.random(x.size) < (x - lower) / gap, upper, lower)
 
 
-def quantize(values: np.ndarray, sizes: Iterable[int], form: str, stream: np.random.Generator) -> np.ndarray:
+def quantize(values: np.ndarray, sizes: Iterable[int], form: str, stream: np.random.Generator | None) -> np.ndarray:
     """Returns the float32 ``values`` (n,), tensors of these ``sizes`` end to end, as bytes, uint8.
+
+    Without a stream values that were quantized before, in the same tensors, lose nothing.
 
     A tensor with a value that is not finite arrives as NaN throughout, so that a run that diverged is seen to.
     """
@@ -122,7 +131,7 @@ def known(received: Tensor, like: Mapping[str, Tensor], differences: Collection[
 
 
 def pack(
-    values: Tensor, reference: Tensor | None, like: Mapping[str, Tensor], form: str, stream: np.random.Generator
+    values: Tensor, reference: Tensor | None, like: Mapping[str, Tensor], form: str, stream: np.random.Generator | None
 ) -> dict[str, Any]:
     """Returns what a message says of flat ``values`` (n,) with the shapes of ``like``: ``tensors`` and, for quantized
     ones, how many ``parameters`` they are. The receiver has ``reference`` (n,) already, where it is given."""

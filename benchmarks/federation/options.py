@@ -167,9 +167,11 @@ def expand(runs: list[list[Layer]]) -> list[Settings]:
         for place, layer in enumerate(layers):  # what a suite's run says is for its own methods
             there = own if place == 1 else list(itertools.chain(*methods))
             check(layer.chosen, there)
-            if (dense := layer.options.get("dense")) and not any(find_method(*each).factors for each in there):
+            words = ["--dense", *dense] if (dense := layer.options.get("dense")) else []
+            words += ["--alternate"] * bool(layer.options.get("alternate"))
+            if words and not any(find_method(*each).factors for each in there):
                 raise UsageError(
-                    f"--dense {' '.join(dense)}: {', '.join(dict(there))} has no factors; take pfedpara, fedpara or "
+                    f"{' '.join(words)}: {', '.join(dict(there))} has no factors; take pfedpara, fedpara or "
                     "lowrank, or --parameterization"
                 )
         found += expand_one(options, [choice for layer in layers for choice in layer.chosen])
@@ -202,7 +204,7 @@ def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
         try:
             method = find_method(algo, weights)
             own = {"parameterization": method.parameterization, "quantize": form, "hyper": {}, "tuned": []}
-            own["dense"] = options.get("dense", []) if method.factors else []
+            own |= {} if method.factors else {"dense": [], "alternate": False}
             s = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
         except ValidationError as error:
             raise UsageError(sentence(error)) from None

@@ -85,5 +85,5 @@ def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trai
         raise ValueError(f"--augment crops and flips pictures, but {settings.dataset} holds {store.task}")
     torch.set_rng_state(stream_state("start", settings.seed))
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std, store.task)
-    model = model.to(device)
-    return find_method(settings.algo, settings.parameterization).build(model, settings.dense, **settings.hyper)
+    method = find_method(settings.algo, settings.parameterization)
+    return method.build(model.to(device), settings.dense, settings.alternate, **settings.hyper)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
@@ -35,6 +36,11 @@ class Downlink(NamedTuple):
 
     packed: dict[str, Any]  # what a message says of them
     received: Tensor  # what a client then has, (n,)
+    part: dict[str, Any]  # what a message says to one of the ``holders``, who have the rest
+    holders: frozenset[int]
+
+    def to(self, client: int) -> dict[str, Any]:
+        return self.part if client in self.holders else self.packed
 
 
 class Results(BaseModel):
@@ -106,10 +112,21 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
 
 def pack_downlink(run: Run, number: int) -> Downlink:
     """Returns the shared tensors as the participants of round ``number`` get them."""
-    form, like = run.settings.quantize_down, run.trainer.travelling
+    form, shared = run.settings.quantize_down, run.aggregator.get_model_params()
+    changed, others = run.trainer.parts(number - 1)
     stream = codec.random_stream("down", run.settings.seed, number)
-    packed = codec.pack(codec.flatten(run.aggregator.get_model_params()), None, like, form, stream)
-    return Downlink(packed, codec.unpack(packed["tensors"], None, like, form))
+    packed = codec.pack(codec.select(shared, changed), None, changed, form, stream)
+    received = codec.unpack(packed["tensors"], None, changed, form)
+    if not others:
+        return Downlink(packed, received, {}, frozenset())
+    rest = codec.pack(codec.select(shared, others), None, others, form, None)  # what the holders have, bit for bit
+    there = codec.unflatten(received, changed)
+    there |= codec.unflatten(codec.unpack(rest["tensors"], None, others, form), others)
+    holders = frozenset(draw_participants(run.settings, number - 1, run.sizes).arriving)
+    both = {"tensors": torch.cat([packed["tensors"], rest["tensors"]])}
+    if "parameters" in packed:
+        both["parameters"] = packed["parameters"] + rest["parameters"]
+    return Downlink(both, codec.select(there, run.trainer.travelling), packed | {"part": True}, holders)
 
 
 def aggregate(run: Run, participants: Participants, updates: Updates, downlink: Downlink) -> None:

@@ -55,6 +55,9 @@ class Settings(BaseModel):
     dense: list[str] = Field(
         [], description="modules that stay dense where the weights are factored, such as mlp's classifier"
     )
+    alternate: bool = Field(
+        False, description="train and send one shared factor of each weight a round, in turn, and hold the others still"
+    )
     quantize: Format = Field(
         "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
     )
@@ -173,7 +176,8 @@ class Settings(BaseModel):
         codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
         values = flatten(self.record())
         shown = [f",{show(name, values[name])}" for name in self.shown if name in values]
-        return (self.name or self.variant + dense) + "".join([*codec, *shown])
+        method = self.name or self.variant + dense + "-alternate" * self.alternate
+        return method + "".join([*codec, *shown])
 
     @property
     def directory(self) -> Path:

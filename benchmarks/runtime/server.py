@@ -138,7 +138,9 @@ class Server(Node):
         self.busy = f"server, {run.settings.label}, round {run.progress.round}"
         arriving = set(participants.arriving)
         updates: Updates = {}
-        known = codec.known(downlink.received, run.trainer.travelling, run.trainer.differences)
+        sent = run.trainer.changing(run.progress.round - 1)
+        received = codec.unflatten(downlink.received, run.trainer.travelling)
+        known = codec.known(codec.select(received, sent), sent, run.trainer.differences)
         # Not all at once: the shared tensors would pile up in a worker's memory.
         queues = self.spread(run, participants, downlink)
         for queue in queues.values():
@@ -148,7 +150,7 @@ class Server(Node):
         while self.waiting:
             client = self.tick_off(message := (yield), run)
             if message.get_type() == Kind.UPDATE:
-                updates[client] = self.update(message, run, known)
+                updates[client] = self.update(message, run, known, sent)
             elif message.get_type() == Kind.DIVERGED:
                 run.give_up(client, message.get("reason"))
             if queue := queues[self.home[client]]:
@@ -196,16 +198,17 @@ class Server(Node):
 
     def downlink_to(self, client: int, downlink: Downlink, **params: Any) -> Message:
         """Returns the message that brings a client the shared tensors."""
-        return self.message(Kind.TRAIN, self.home[client], client=client, **params, **downlink.packed)
+        return self.message(Kind.TRAIN, self.home[client], client=client, **params, **downlink.to(client))
 
-    def update(self, message: Message, run: Run, known: Tensor) -> tuple[float, Params]:
-        """Returns what an uplink brings: the client's samples and shared tensors. Raises MessageError."""
+    def update(self, message: Message, run: Run, known: Tensor, sent: Mapping[str, Tensor]) -> tuple[float, Params]:
+        """Returns what an uplink brings: the client's samples and the tensors ``sent``. Raises MessageError."""
         client, samples = message.get("client"), message.get("samples")
         if samples != run.sizes[client]:
             raise MessageError(message, f"client {client} has {run.sizes[client]} samples, not {samples}")
         try:
-            shared = codec.unpack(message.get(TENSORS), known, run.trainer.travelling, run.settings.quantize)
-            return samples, codec.unflatten(shared, run.trainer.travelling)
+            return samples, codec.unflatten(
+                codec.unpack(message.get(TENSORS), known, sent, run.settings.quantize), sent
+            )
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
 

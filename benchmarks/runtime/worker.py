@@ -40,7 +40,6 @@ class Share:
         store = open_store(experiment.store, partition_sha256, tried=True)  # by rank 0
         self.samples = lru_cache(CACHED)(partial(load, store, device))
         self.trainer = build_trainer(self.settings, store, device)
-        self.travelling = self.trainer.get_model_params()  # names and shapes of what travels
         self.fresh_state = self.trainer.get_private_state()
         state_dir = self.settings.state_dir
         self.states: MutableMapping[int, Params] = StateFile(state_dir) if state_dir else {}
@@ -59,10 +58,19 @@ class Share:
         """Returns what answers each kind of message that is for this share."""
         return {Kind.TRAIN: self.train, Kind.EVALUATE: self.evaluate, Kind.MOVE: self.move, Kind.STATE: self.on_state}
 
-    def take_up(self, client: int, tensors: torch.Tensor | None) -> None:
-        """Makes the trainer that client's: its private tensors, then the shared ones that came."""
-        self.trainer.set_private_state(self.states.get(client, self.fresh_state))
-        self.trainer.set_model_params(codec.unflatten(tensors, self.travelling))
+    def take_up(self, client: int, received: Params) -> Params:
+        """Makes the trainer that client's: its private tensors, then the shared ones that came. Returns both."""
+        state = self.states.get(client, self.fresh_state)
+        self.trainer.set_private_state(state)
+        self.trainer.set_model_params(received)
+        return state | received
+
+    def receive(self, message: Message) -> Params:
+        """Returns the shared tensors that a downlink brings: all, or to who took part before, those that changed."""
+        changed, others = self.trainer.parts(message.get("round") - 1)
+        form, tensors = self.settings.quantize_down, message.get(TENSORS)
+        like = changed if message.get("part") else {**changed, **others}
+        return codec.unflatten(codec.unpack(tensors, None, like, form), like)
 
     def train(self, message: Message) -> None:
         client, number = message.get("client"), message.get("round")
@@ -74,8 +82,7 @@ class Share:
             self.early[client] = message
             return
         trainer, context = self.trainer, RoundContext(self.settings.seed, client, number - 1)
-        received = codec.unpack(message.get(TENSORS), None, self.travelling, self.settings.quantize_down)
-        self.take_up(client, received)
+        received = self.take_up(client, self.receive(message))
         data = self.samples(client, "train")
         try:
             trainer.fit(data, context)  # looks whether its numbers are finite
@@ -83,12 +90,13 @@ class Share:
             self.node.send(Kind.DIVERGED, 0, client=client, round=number, reason=str(error))
             self.node.busy = ""
             return
+        sent = trainer.changing(number - 1)
         shared = codec.flatten(trainer.get_model_params())
         stream = codec.random_stream("up", self.settings.seed, client, number)
-        known = codec.known(received, self.travelling, trainer.differences)
-        packed = codec.pack(shared, known, self.travelling, self.settings.quantize, stream)
-        arrives = codec.unpack(packed["tensors"], known, self.travelling, self.settings.quantize)
-        trainer.settle(codec.unflatten(arrives.to(self.device), self.travelling))
+        known = codec.known(codec.select(received, sent), sent, trainer.differences)
+        packed = codec.pack(shared, known, sent, self.settings.quantize, stream)
+        arrives = codec.unpack(packed["tensors"], known, sent, self.settings.quantize)
+        trainer.settle(codec.unflatten(arrives.to(self.device), sent))
         if state := trainer.get_private_state():
             self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
         self.node.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
@@ -131,7 +139,7 @@ class Share:
         untrained = set(message.get("untrained"))
         for client in message.get("clients"):
             self.node.busy = f"client {client}, evaluation after round {message.get('round')}"
-            self.take_up(client, message.get(TENSORS))
+            self.take_up(client, codec.unflatten(message.get(TENSORS), self.trainer.travelling))
             received[client] = metrics.accuracy(*predict(self.trainer.model, self.samples(client, "test")))
             context = RoundContext(self.settings.seed, client, message.get("round") - 1)
             if client in untrained and (figures := self.judge(context)):

@@ -53,6 +53,8 @@ NONSENSE = [
     (("--dense", "relu"), "'relu'", "it has hidden, classifier"),
     (("--dense", "hidden", "classifier"), "classifier, hidden", "no weight to factor"),
     (("--algo", "fedavg", "local", "--dense", "classifier"), "--dense classifier: fedavg, local", "take pfedpara"),
+    (("--algo", "fedper", "--alternate"), "--alternate: fedper", "take pfedpara"),
+    (("--algo", "scaffold", "--parameterization", "lowrank", "--alternate"), "scaffold-lowrank", "take fedavg"),
     (("--dense",), "--dense", "at least one argument"),
     (("--device", "tpu"), "tpu", "'cpu' or 'cuda'"),
     (("--algo", "fedprox", "--set", "mu=-1"), "-1", "greater than or equal to 0"),

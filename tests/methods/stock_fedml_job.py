@@ -36,10 +36,11 @@ def client_data(client: int) -> TensorDataset:
 
 
 def build(algo: str) -> tuple[Trainer, Aggregator]:
-    """Returns the method's trainer and aggregator on a small model that depends on nothing but ``algo``."""
+    """Returns the trainer and aggregator of ``algo``, or ``algo,alternate``, on a small model of the same start."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
-    trainer = METHODS[algo].build(model, epochs=1, batch_size=8)
+    name, _, in_turn = algo.partition(",")
+    trainer = METHODS[name].build(model, alternate=bool(in_turn), epochs=1, batch_size=8)
     return trainer, trainer.make_aggregator(CLIENTS)
 
 

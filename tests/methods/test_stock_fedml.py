@@ -33,7 +33,11 @@ def one_process(algo: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "algo", [pytest.param(algo, marks=[] if algo == "pfedpara" else pytest.mark.slow) for algo in METHODS]
+    "algo",
+    [
+        pytest.param(algo, marks=[] if algo == "pfedpara" else pytest.mark.slow)
+        for algo in (*METHODS, "pfedpara,alternate")
+    ],
 )
 def test_methods_run_under_fedml_s_own_mpi_wiring(algo: str, tmp_path: Path) -> None:
     out = tmp_path / "shared.safetensors"
