@@ -77,25 +77,14 @@ def main() -> None:
     from pydantic import TypeAdapter
 
     from benchmarks.federation.experiment import Experiment
-    from benchmarks.runtime.transport import MpiTransport
-    from benchmarks.runtime.worker import Worker
+    from benchmarks.runtime.job import work
 
     form = TypeAdapter(list[Experiment])  # in which experiments go from rank 0 to the others, as JSON
     experiments = form.validate_json(group.broadcast(lambda: form.dump_json(plan())))
     if not experiments:
         group.leave()
     torch.set_num_threads(1)
-    transport = MpiTransport(group)
-    if group.comm.rank or group.comm.size == 1:
-        nodes.append(Worker(transport, group.comm.rank or 1, experiments, group.local_rank))
-    if group.comm.rank == 0:
-        from benchmarks.runtime.screen import Screen
-        from benchmarks.runtime.server import Server
-
-        nodes.append(Server(transport, experiments, Screen(len(experiments)), group.launched))
-    for node in nodes[:-1]:  # the last one's run() does that itself
-        node.register_message_receive_handlers()
-    nodes[-1].run()
+    work(group, experiments, group.launched if group.comm.rank == 0 else 0, nodes)
     group.leave()
 
 
