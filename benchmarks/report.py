@@ -13,9 +13,10 @@ from pathlib import Path
 if not __package__:  # run as a file: no installation is needed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.analysis.compare import compare
+from benchmarks.analysis.compare import check_names, compare
 from benchmarks.analysis.load import ReportError, find_unfinished, load
 from benchmarks.analysis.page import show, write
+from benchmarks.analysis.plots.plot import WIDTHS
 from benchmarks.analysis.statistics import TARGET
 from benchmarks.analysis.tables import wording, wording_of_grid
 from benchmarks.federation.settings import Settings
@@ -41,6 +42,17 @@ def main() -> None:
         help=f"accuracy of the last column, a fraction (default: {100 * TARGET:.0f} %% of the best method's final one, "
         "above what local training reaches)",
     )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="show these methods only, by their name in the table"
+    )
+    parser.add_argument("--highlight", nargs="+", default=(), metavar="NAME", help="colour these, and the others grey")
+    parser.add_argument(
+        "--width",
+        type=float,
+        choices=WIDTHS,
+        default=WIDTHS[1],
+        help="inches of a figure: a column of a paper, or both (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: FOLDER/report)")
     parser.add_argument(
         "--grid", action="store_true", help="set optimizers against weights and bits: accuracy, and megabytes sent"
@@ -62,8 +74,9 @@ def main() -> None:
             raise ReportError("name a FOLDER of runs, or a --suite")
         words_of = wording_of_grid if options.grid else wording
         out = options.out or options.folders[0] / "report"
-        comparisons = compare(load(options.folders), options.target)
-        written = write(comparisons, out, words_of, options.command)
+        comparisons = compare(load(options.folders), options.target, options.methods)
+        check_names([method for each in comparisons for method in each.table.index], options.highlight)
+        written = write(comparisons, out, words_of, options.command, options.highlight, options.width)
         if options.page:
             options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text("# Results\n\n" + (out / "table.md").read_text(encoding="utf-8"), encoding="utf-8")

@@ -65,8 +65,8 @@ KNOWN = {
     "pfedme": Style(PINK, "v", SOLID),
     "ditto": Style(PINK, "D", DASHED),
     "apfl": Style(PINK, "h", DOTTED),
-    "local": Style(BLACK, "D", SOLID),
-    "lg-fedavg": Style(BLACK, "s", DASHED),
+    "local": Style(BLACK, "D", DASHED),
+    "lg-fedavg": Style(BLACK, "s", SOLID),
 }
 
 _COLORS = (BLUE, GREEN, BLACK, PINK, VERMILION, ORANGE, SKY)
@@ -75,9 +75,6 @@ _FREE = [
     for style in (Style(*parts) for parts in product(_COLORS, MARKERS, (SOLID, DASHED, DOTTED, MIXED)))
     if style not in KNOWN.values()
 ]
-
-FADED = Style("#BBBBBB", "", SOLID)
-"""How all others are drawn where some methods are highlighted."""
 
 
 def style_of(method: str) -> Style:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -138,11 +138,21 @@ def count_once(runs: list[EndedRun]) -> tuple[list[EndedRun], list[str]]:
     return list(kept.values()), notes
 
 
-def compare(runs: Iterable[EndedRun], target: float | None = None) -> list[Comparison]:
+def check_names(known: Iterable[str], names: Iterable[str]) -> None:
+    """Raises ReportError where one of the ``names`` is not ``known``."""
+    known = sorted(set(known))
+    if unknown := [name for name in names if name not in known]:
+        raise ReportError(f"no run is of a method {unknown[0]}; there are: {', '.join(known)}")
+
+
+def compare(
+    runs: Iterable[EndedRun], target: float | None = None, methods: Collection[str] | None = None
+) -> list[Comparison]:
     """Returns a comparison for each data set and partition, and for each choice of what is no method's own.
 
-    ``target`` is an accuracy, the same for all; None has ``choose_target`` take one in each.
-    Raises ReportError where two runs contradict each other.
+    ``target`` is an accuracy, the same for all; None has ``choose_target`` take one in each. With ``methods`` the
+    tables hold these alone; targets and differences come from all.
+    Raises ReportError where two runs contradict each other, or none is of one of the methods.
     """
     places: dict[tuple[str, str], list[tuple[dict[str, Any], list[EndedRun]]]] = {}
     for run in runs:
@@ -151,23 +161,38 @@ def compare(runs: Iterable[EndedRun], target: float | None = None) -> list[Compa
         if group is None:
             groups.append((run.conditions, group := []))
         group.append(run)
-    found = []
+    found, known = [], []
     for (dataset, partition), groups in sorted(places.items()):
         apart = tell_apart([conditions for conditions, _ in groups])
         for text, (_, group) in zip(apart, groups, strict=True):
             once, repeated = count_once(name_methods(group))
-            found.append(_compare(dataset, partition, ", ".join(text), once, target, repeated))
+            known += [run.algo for run in once]
+            if methods is None or any(run.algo in methods for run in once):
+                found.append(_compare(dataset, partition, ", ".join(text), once, target, repeated, methods))
+    check_names(known, methods or ())
     return found
 
 
 def _compare(
-    dataset: str, partition: str, apart: str, runs: list[EndedRun], target: float | None, notes: list[str]
+    dataset: str,
+    partition: str,
+    apart: str,
+    runs: list[EndedRun],
+    target: float | None,
+    notes: list[str],
+    methods: Collection[str] | None,
 ) -> Comparison:
     ended: dict[str, list[EndedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.algo, run.summary["seed"])):
         ended.setdefault(run.algo, []).append(run)
     finished = {algo: [run for run in found if run.summary["accuracy"]] for algo, found in ended.items()}
     table, reached = tabulate(finished, target)
+    alone = reached_alone(finished.get("local", []))
+    if methods is not None:
+        table = table[table.index.isin(methods)]
+        ended = {algo: found for algo, found in ended.items() if algo in table.index}
+        finished = {algo: finished[algo] for algo in ended}
+        runs = [run for found in ended.values() for run in found]
     table.insert(1, "diverged", [len(ended[algo]) - len(finished[algo]) for algo in table.index])
     shared = "{}, {} clients, {} rounds, seeds {}".format(
         *(_values(runs, key) for key in ("model", "clients", "rounds", "seed"))
@@ -175,6 +200,6 @@ def _compare(
     order = {algo: finished[algo] for algo in table.index if finished[algo]}
     commands = [command(ended[algo]) for algo in table.index]
     notes = take_notes(ended, finished) + notes
-    if reached <= reached_alone(finished.get("local", [])):
+    if reached <= alone:
         notes.append(f"Training alone reaches the target, {100 * reached:.1f} %: choose it above.")
     return Comparison(dataset, partition, apart, shared, table, reached, notes, order, commands)

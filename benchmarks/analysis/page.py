@@ -5,11 +5,11 @@ import html
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 from bokeh.resources import Resources
 from jinja2 import Environment, FileSystemLoader
@@ -20,8 +20,11 @@ from rich.table import Table
 
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.interactive import describe, embedded, missing, plots
+from benchmarks.analysis.latex import latex
+from benchmarks.analysis.leaderboard import Leaderboard, explain, rank, wording_of_leaderboard
 from benchmarks.analysis.plots import PLOTS
-from benchmarks.analysis.plots.plot import STYLE, Looks, choose_looks
+from benchmarks.analysis.plots.critical_difference import draw_leaderboard
+from benchmarks.analysis.plots.plot import WIDTHS, Looks, Picture, choose_looks, save
 from benchmarks.analysis.tables import further_tables, legend
 from benchmarks.analysis.verdict import verdict
 from benchmarks.terminal import printable
@@ -36,25 +39,30 @@ SIGNS = dict(zip("osD^vP*h", "●■◆▲▼✚★⬢", strict=True))
 
 
 def write(
-    comparisons: list[Comparison], out: Path, words_of: Callable[[Comparison], pd.DataFrame], command: str
+    comparisons: list[Comparison],
+    out: Path,
+    words_of: Callable[[Comparison], pd.DataFrame],
+    command: str,
+    highlight: Collection[str] = (),
+    width: float = WIDTHS[1],
 ) -> list[Path]:
-    """Writes table.csv, table.md, the plots and index.html into ``out`` and returns their paths.
+    """Writes the tables, the plots and index.html into ``out`` and returns their paths.
 
-    table.csv holds the figures of `statistics.tabulate` as they are; the others, rounded, are for people.
-    ``command`` is what the runs come from, printed above each table.
+    table.csv and leaderboard.csv hold figures as they are; the others, rounded, are for people. ``command`` is what the
+    runs come from, printed above each table. Plots are ``width`` inches wide; ``highlight`` greys the other methods.
     """
     out.mkdir(parents=True, exist_ok=True)
-    looks = choose_looks(comparisons)
-    sections, pictures = [], []
+    looks = choose_looks(comparisons, highlight)
+    sections: list[dict[str, Any]] = []
+    pictures: list[Path] = []
     markdown: list[str] = []
     for comparison in comparisons:
-        images: list[tuple[str, Path]] = []
-        for plot in PLOTS if comparison.runs else ():
-            path = out / f"{plot.name}-{comparison.name}.png"
-            with matplotlib.rc_context(STYLE):
-                plot.draw(comparison, looks).savefig(path)
-            images.append((plot.caption, path))
-        pictures += [path for _, path in images]
+        drawn = [
+            save(partial(plot.draw, comparison, looks, width), out / f"{plot.name}-{comparison.name}")
+            for plot in (PLOTS if comparison.runs else ())
+        ]
+        images = [(each.caption, each.files[0]) for each in drawn]
+        pictures += [file for each in drawn for file in each.files]
         words, further = words_of(comparison), further_tables(comparison)
         sections.append({"comparison": comparison, "words": words, "further": further, "images": images})
         markdown += [f"## {markdown_text(comparison.title)}", "", markdown_text(comparison.shared), ""]
@@ -63,15 +71,31 @@ def write(
         markdown += [f"- {markdown_text(note)}" for note in comparison.notes] + [""] * bool(comparison.notes)
         for each in further:
             markdown += [*markdown_rows(each), ""]
+    tables = [out / "table.md", out / "table.csv", out / "table.tex"]
+    ranking = None
+    if board := rank(comparisons):
+        ranking = board, save(partial(draw_leaderboard, board, looks, width), out / "leaderboard")
+        pictures += ranking[1].files
+        tables.append(out / "leaderboard.csv")
+        board.figures.to_csv(tables[-1], errors="backslashreplace")
+        markdown += ["## Leaderboard", "", *markdown_rows(wording_of_leaderboard(board)), ""]
+        markdown += [*(f"- {markdown_text(sentence)}" for sentence in explain(board)), ""]
     table = pd.concat({(c.dataset, c.partition, c.apart): c.table.assign(target=c.target) for c in comparisons})
     levels = ["dataset", "partition", "settings", "method"]
     table.to_csv(out / "table.csv", index_label=levels, errors="backslashreplace")
     (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
-    (out / "index.html").write_text(page(sections, looks, legend(comparisons), command), encoding="utf-8")
-    return [out / "index.html", out / "table.md", out / "table.csv", *pictures]
+    (out / "table.tex").write_text(latex(comparisons), encoding="utf-8")
+    (out / "index.html").write_text(page(sections, looks, legend(comparisons), command, ranking), encoding="utf-8")
+    return [out / "index.html", *tables, *pictures]
 
 
-def page(sections: list[dict[str, Any]], looks: Looks, legend: Sequence[str], command: str) -> str:
+def page(
+    sections: list[dict[str, Any]],
+    looks: Looks,
+    legend: Sequence[str],
+    command: str,
+    ranking: tuple[Leaderboard, Picture] | None,
+) -> str:
     """Returns index.html. Each of the ``sections`` has a comparison, words and further tables, and images.
 
     Images beyond ``LARGEST`` bytes of the page in all are left out: they lie beside it.
@@ -101,13 +125,21 @@ def page(sections: list[dict[str, Any]], looks: Looks, legend: Sequence[str], co
                 "looks": [(method, looks[method]) for method in comparison.runs],
             }
         )
-    left = LARGEST - sum(map(len, scripts)) - sum(len(section["data"]) for section in shown)
+    board = {}
+    if ranking:
+        picture = base64.b64encode(ranking[1].files[0].read_bytes()).decode()
+        board = {"words": wording_of_leaderboard(ranking[0]), "sentences": explain(ranking[0])}
+        board |= {"caption": ranking[1].caption, "image": picture}
+    left = (
+        LARGEST - len(board.get("image", "")) - sum(map(len, scripts)) - sum(len(section["data"]) for section in shown)
+    )
     for section in shown:
         images = [(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in section["images"]]
         left -= sum(len(image) for _, image in images)
         section["images"] = images if left > 0 else []
     return environment.get_template("report.html.j2").render(
         sections=shown,
+        board=board,
         legend=legend,
         command=command,
         plots=Markup(described),

@@ -1,86 +1,120 @@
 """Accuracy against what was sent for it."""
 
+from collections.abc import Iterable
+
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchmarks.analysis.compare import Comparison
-from benchmarks.analysis.plots.plot import FEW, Looks, Plot
+from benchmarks.analysis.plots.plot import FEW, GREY, WIDTHS, Drawn, Looks, Plot, number_panels, short
 from benchmarks.analysis.statistics import mean_curve
 from benchmarks.analysis.tables import percent
+from benchmarks.styles import Style
 from benchmarks.terminal import printable
 
 
-def label_ends(axes: Axes, ends: list[tuple[str, float, float, str]]) -> None:
-    """Writes a name, right of ``axes``, for each curve: (name, x and y of its end, colour). None covers another."""
-    low, high = axes.get_ylim()
-    ends = sorted(ends, key=lambda end: end[2])
-    gap = min(1.06 / len(ends), 0.055)
-    steps = gap * np.arange(len(ends))
-    wanted = np.clip([(y - low) / (high - low) for _, _, y, _ in ends], 0, 1)  # shares of the height
-    heights = steps + np.maximum.accumulate(wanted - steps)  # each at least a gap above the one below
-    heights = np.minimum(heights, 1.03 - steps[::-1])  # and none above the top
-    for (name, x, y, color), height in zip(ends, heights, strict=True):
-        axes.annotate(
-            name,
-            (x, min(max(y, low), high)),
-            (1.04, height),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=11,
-            color=color,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5)},
-        )
+def draw_curve(axes: Axes, curve: pd.DataFrame, style: Style, label: str) -> None:
+    """Draws accuracy over what was ``sent``, with its band and markers; level, where nothing was."""
+    accuracy, sent, half = curve["accuracy"], curve["sent"], curve["half_interval"]
+    low, high = (accuracy - half).clip(lower=0), (accuracy + half).clip(upper=1)
+    if sent.any():
+        every = -(-len(curve) // 8)
+        axes.plot(sent, accuracy, **style.line, label=label, markevery=((len(curve) - 1) % every, every), zorder=2.5)
+        axes.fill_between(sent, low, high, color=style.color, alpha=0.18, linewidth=0)
+    else:  # a logarithmic axis has no place for 0
+        axes.axhline(accuracy.iloc[-1], **style.line | {"marker": ""}, label=label, zorder=2.5)
+        axes.axhspan(low.iloc[-1], high.iloc[-1], color=style.color, alpha=0.18, linewidth=0)
 
 
-def draw(comparison: Comparison, looks: Looks) -> Figure:
-    figure = Figure(figsize=(10, max(5.2, 0.34 * len(comparison.runs))), layout="constrained")
-    axes = figure.subplots()
-    few = len(comparison.runs) <= FEW
-    counted = not any(run.rounds["to_model"].isna().any() for runs in comparison.runs.values() for run in runs)
-    sent = "to_model" if counted else "parameters"
-    ends = []
-    for algo, runs in comparison.runs.items():
-        curve = mean_curve(runs)
-        color, marker, _ = looks[algo]
-        final = comparison.table.loc[algo, "accuracy"]
-        label = printable(f"{algo}  {percent(final)} %")
-        if not curve[sent].any():  # a logarithmic axis has no place for 0
-            axes.axhline(final, color=color, linestyle="--", label=f"{label}, sends nothing")
-            ends.append((f"{label}, sends nothing", np.inf, final, color))
-            continue
-        ends.append((label, curve[sent].iloc[-1], curve["accuracy"].iloc[-1], color))
-        axes.plot(curve[sent], curve["accuracy"], markevery=[-1], markersize=8, label=label, color=color, marker=marker)
-        if not few:  # one over another, bands would hide the curves
-            continue
-        low, high = (curve["accuracy"] + sign * curve["half_interval"] for sign in (-1, 1))
-        axes.fill_between(curve[sent], low.clip(lower=0), high.clip(upper=1), color=color, alpha=0.15, linewidth=0)
-    target = f"target {percent(comparison.target)} %"
-    axes.axhline(comparison.target, color="#777777", linewidth=1, linestyle=":", label=target)
+def draw_others(axes: Axes, curves: list[pd.DataFrame]) -> None:
+    """Draws the background of what is looked at, as one line with gaps."""
+    gap = pd.DataFrame({"sent": [np.nan], "accuracy": [np.nan]})
+    if drawn := [part for curve in curves if curve["sent"].any() for part in (curve, gap)]:
+        line = pd.concat(drawn)
+        axes.plot(line["sent"], line["accuracy"], color=GREY, linewidth=0.6, zorder=1.5)
+    for curve in curves:
+        if not curve["sent"].any():
+            axes.axhline(curve["accuracy"].iloc[-1], color=GREY, linewidth=0.6, zorder=1.5)
+
+
+def caption_of(curves: dict[str, pd.DataFrame], comparison: Comparison, looks: Looks, counted: bool) -> str:
+    """Says of bands and grey curves only what is there."""
+    colored = [method for method in curves if looks[method].color != GREY]
+    bands = [method for method in colored if curves[method]["half_interval"].notna().any()]
+    words = "Personalized accuracy after each round against the parameters "
+    words += "sent up to the judged models" if counted else "sent so far"
+    words += ", up and down, of all clients; "
+    if not bands:
+        words += "one seed, so no band."
+    else:
+        words += "mean over seeds, and as a band its 95 % interval (Student's t)"
+        words += "." if len(bands) == len(colored) else ", where a method has more than one seed."
+    if len(colored) > FEW:
+        words += " A panel for each method, best first, with its final accuracy; the others grey."
+    elif len(colored) < len(curves):
+        words += " The other methods are grey."
+    if comparison.target == comparison.target:
+        words += f" Dotted: the target, {percent(comparison.target)} %."
+    return words
+
+
+def set_axes(axes: Axes, comparison: Comparison, curves: Iterable[pd.DataFrame], ticks: int) -> None:
+    """Gives all panels of a comparison the same axes."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter())
-    axes.xaxis.set_minor_locator(LogLocator(subs=()))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    axes.set(
-        xlabel=f"parameters sent {'up to the judged models' if counted else 'so far'}, up and down, all clients",
-        ylabel="personalized accuracy",
-        title=printable(comparison.title),
-    )
+    if sending := [curve["sent"] for curve in curves if curve["sent"].any()]:
+        axes.set_xlim(min(each.min() for each in sending) / 1.15, max(each.max() for each in sending) * 1.15)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 10 ** (ticks / 2.5) else (1,)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(ticks))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.4g}")
+    axes.axhline(comparison.target, color="#777777", linewidth=0.8, linestyle=":", zorder=1.2)
     accuracies = comparison.table["accuracy"].dropna()
     span = max(accuracies.max() - accuracies.median(), 0.01)
     axes.set_ylim(max(0, accuracies.max() - 6 * span), min(1, accuracies.max() + 0.6 * span))
-    right = axes.get_xlim()[1]
-    label_ends(axes, [(name, min(x, right), y, color) for name, x, y, color in ends])
-    inside = axes.get_yaxis_transform()  # x as a share of the width
-    axes.text(0.01, comparison.target, target, color="#777777", fontsize=10, transform=inside, va="bottom")
-    return figure
 
 
-ACCURACY_VS_PARAMETERS = Plot(
-    "accuracy_vs_parameters",
-    "Accuracy after each round against the parameters sent up to the judged models (all sent so far, where a run "
-    "did not count those): mean over seeds, and its 95 % interval.",
-    draw,
-)
+def draw(comparison: Comparison, looks: Looks, width: float) -> Drawn:
+    counted = not any(run.rounds["to_model"].isna().any() for runs in comparison.runs.values() for run in runs)
+    curves = {method: mean_curve(runs) for method, runs in comparison.runs.items()}
+    for curve in curves.values():
+        curve["sent"] = curve["to_model" if counted else "parameters"]
+    finals = {method: percent(comparison.table.loc[method, "accuracy"]) for method in curves}
+    colored = [method for method in curves if looks[method].color != GREY]
+    sent, reached = f"parameters sent {'up to the judged models' if counted else 'so far'}", "accuracy, %"
+    if len(colored) > FEW:
+        rows, columns = number_panels(len(colored), width)
+        figure = Figure(figsize=(width, 0.6 + 0.95 * width / columns * rows), layout="constrained")
+        room = int(13 * width / columns)  # letters
+        gap = "\n" if any(len(method) + 6 > room for method in colored) else "  "
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, method in zip(panels, colored, strict=False):
+            draw_others(axes, [curve for other, curve in curves.items() if other != method])
+            draw_curve(axes, curves[method], looks[method], "")
+            axes.set_title(f"{short(method, room)}{gap}{finals[method]}", fontsize=7)
+            set_axes(axes, comparison, curves.values(), 3)
+            axes.label_outer()
+        for axes in panels[len(colored) :]:
+            axes.remove()
+        figure.supxlabel(sent, fontsize=8)
+        figure.supylabel(reached, fontsize=8)
+    else:
+        narrow = width < WIDTHS[1]
+        figure = Figure(figsize=(width, 2.1 + 0.07 * len(colored) if narrow else 3), layout="constrained")
+        axes = figure.subplots()
+        draw_others(axes, [curve for method, curve in curves.items() if method not in colored])
+        for method in colored:
+            draw_curve(axes, curves[method], looks[method], f"{short(method)}  {finals[method]}")
+        set_axes(axes, comparison, curves.values(), 4 if narrow else 6)
+        axes.set(xlabel=sent, ylabel=reached)
+        columns = 2 if narrow and max(map(len, colored), default=0) < 14 else 1
+        figure.legend(loc="outside lower center" if narrow else "outside right center", ncols=columns)
+    figure.suptitle(printable(comparison.title), fontsize=8)
+    return Drawn(figure, caption_of(curves, comparison, looks, counted))
+
+
+ACCURACY_VS_PARAMETERS = Plot("accuracy_vs_parameters", draw)
