@@ -34,7 +34,8 @@ from baselines.local_optimizer import Name
 from benchmarks.federation.options import TUNED, Parser, UsageError
 from benchmarks.federation.registry import METHODS
 from benchmarks.federation.settings import Settings
-from benchmarks.federation.tuning import tune
+from benchmarks.federation.suites import TuneSection
+from benchmarks.federation.tuning import take_suite, tune
 from benchmarks.terminal import printable
 from data_partitions import DataError
 from data_partitions.partitioners import parse
@@ -43,18 +44,21 @@ from data_partitions.partitioners import parse
 def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    budget = TuneSection()
+    p.add_argument("--suite", metavar="NAME|FILE", help="methods, data and model of a suite, and its tuning budget")
     p.add_argument("--algo", nargs="+", default=list(METHODS), metavar="NAME", help="methods")
     p.add_argument("--parameterization", nargs="+", default=[None], metavar="NAME", help="weights, as for run.py")
     p.add_argument("--optimizer", default="sgd", choices=get_args(Name), metavar="NAME", help="local, as for run.py")
-    p.add_argument("--trials", type=int, default=6, metavar="N", help="for each method (default: 6)")
-    p.add_argument("--rounds", type=int, default=10, metavar="N", help="of a trial (default: 10)")
+    p.add_argument("--trials", type=int, default=budget.trials, metavar="N", help="for each method (default: 6)")
+    p.add_argument("--rounds", type=int, default=budget.rounds, metavar="N", help="of a trial (default: 10)")
     p.add_argument("--dataset", default=defaults["dataset"], metavar="NAME")
     p.add_argument("--data-dir", type=Path, default=defaults["data_dir"], metavar="DIR")
     p.add_argument("--model", default=defaults["model"], metavar="NAME")
-    p.add_argument("--partition", nargs="+", default=["dirichlet:0.5", "shards:2"], metavar="SPEC")
-    p.add_argument("--seed", nargs="+", type=int, default=[100], metavar="N", help="of partition and start")
+    p.add_argument("--partition", nargs="+", default=budget.partition, metavar="SPEC")
+    p.add_argument("--seed", nargs="+", type=int, default=budget.seed, metavar="N", help="of partition and start")
     p.add_argument("--out", type=Path, default=Path("runs/tuning"), metavar="DIR", help="where the trials go")
     p.add_argument("--record", type=Path, default=TUNED, metavar="FILE", help="what is written")
+    p.set_defaults(settings={}, fixed=[])
     return p
 
 
@@ -62,7 +66,10 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
     try:
-        options = parser().parse_args()
+        p = parser()
+        if suite := p.parse_known_args()[0].suite:
+            p.set_defaults(**take_suite(suite))
+        options = p.parse_args()
         options.partition = list(dict.fromkeys(parse(spec).spec for spec in options.partition))
         options.seed = list(dict.fromkeys(options.seed))
         if options.trials < 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_partitions.build import prepare
+from data_partitions.build import BUILT, prepare
 from data_partitions.datasets import NAMES, may_be_natural
 from data_partitions.errors import DataError
 from data_partitions.partitioners import FORMS
@@ -35,7 +35,7 @@ def main() -> int:
     build.add_argument("--fraction", type=float, help="share of each client's training samples to keep (default 1)")
     build.add_argument("--seed", type=int, help="of all random choices (default 0)")
     build.add_argument("--data-dir", type=Path, help="where raw data lie or are downloaded to")
-    build.add_argument("--out", dest="folder", type=Path, help="folder of the stores (default data/partitions)")
+    build.add_argument("--out", dest="folder", type=Path, help=f"folder of the stores (default {BUILT})")
     build.add_argument("--embed", action="store_true", help="keep the samples in the store, not in a file beside it")
     show = commands.add_parser("show", help="print a store's numbers and draw it")
     show.add_argument("file", type=Path)
@@ -59,7 +59,7 @@ def _build(options: dict) -> None:
     preset = PRESETS[options.pop("preset")]._asdict() if "preset" in options else {}
     settings = {"dataset": "mnist5k", "partition": "dirichlet:0.5", "seed": 0, "data_dir": None} | preset | options
     settings.setdefault("clients", None if settings["partition"] == "natural" else 10)
-    settings.setdefault("folder", Path("data/partitions"))
+    settings.setdefault("folder", BUILT)
     path = prepare(**settings)
     with open_store(path) as store:
         print(f"{printable(path)}\ncontent hash {store.sha256}")

@@ -21,6 +21,18 @@ RECIPE_VERSION = 3
 """How owners and splits follow from the rest of a recipe. A store of another version is built anew."""
 
 
+BUILT = Path("data/partitions")
+"""Where ``python -m data_partitions build`` puts a store, and a run looks for one of its recipe."""
+
+
+def find_built(dataset: str, partition: str, clients: int, seed: int, fraction: float) -> Path | None:
+    """The store in `BUILT` whose name is that of this recipe, if any; `prepare` there verifies it."""
+    stem = re.sub(r"[^\w.-]", "_", Path(dataset.partition(":")[2]).stem or dataset)
+    recipe = f"-{partitioners.parse(partition).spec}-clients{clients}-seed{seed}-fraction{fraction}".replace(":", "_")
+    found = sorted(path for end in ("", "-embedded") for path in BUILT.glob(f"{stem}*{recipe}{end}.h5"))
+    return found[0] if found else None
+
+
 def check(dataset: str, partition: str, clients: int | None) -> None:
     """Reject an unknown data set or partition and a senseless number of clients before anything is loaded.
 

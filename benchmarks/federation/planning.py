@@ -16,9 +16,10 @@ from benchmarks.federation.models import MODELS, check_logits
 from benchmarks.federation.options import UsageError, settings_of
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import NAMING, Settings, complete, flatten, show
+from benchmarks.federation.suites import read_suite
 from benchmarks.federation.sweeps import differing
 from benchmarks.terminal import printable
-from data_partitions import DataError, open_store, plugins, prepare
+from data_partitions import DataError, find_built, open_store, plugins, prepare
 from pfedpara.parameterize import summarize
 
 
@@ -156,6 +157,26 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"--out: cannot write to {folder}: {os.strerror(error.errno or 0)}") from None
 
 
+def find_store(s: Settings) -> Path:
+    """Returns the run's partition: one that was built, or one that is prepared beside the runs. Raises DataError."""
+    built = None if s.tuning else find_built(s.dataset, s.partition, s.clients, s.seed, s.fraction)
+    folder, embed = (built.parent, built.stem.endswith("-embedded")) if built else (s.out / "data", False)
+    return prepare(s.dataset, s.data_dir, s.partition, s.clients, s.seed, folder, s.fraction, embed, s.tuning)
+
+
+def check_partition_of_suite(experiments: list[Experiment], options: argparse.Namespace) -> None:
+    """Raises UsageError where the suite is a run's config.yaml, and another partition comes out of it here."""
+    name, chosen = getattr(options, "suite", None), vars(options).keys()
+    if not name or chosen & {"dataset", "data_dir", "partition", "clients", "seed", "fraction", "tuning", "preset"}:
+        return
+    if there := read_suite(name).get("partition_sha256"):
+        for here in (e.partition_sha256 for e in experiments if e.partition_sha256 != there):
+            raise UsageError(
+                f"{name} is of a run on other data or another partition (partition_sha256: {there!s:.64} there, {here} "
+                "here); restore the data, or remove that line"
+            )
+
+
 def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
     """Checks all that was asked for, prepares the partitions and clears the way for each run.
 
@@ -163,7 +184,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
     DataError before anything of an earlier run is touched.
     """
     wanted = settings_of(options)
-    if not options.overwrite:
+    if not options.overwrite and not any(s.tuning for s in wanted):  # a trial is read under its plain label
         wanted = make_way(wanted)
     if wanted[0].device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: torch finds no GPU for cuda here; take cpu")
@@ -173,10 +194,10 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
     experiments = []
     trainers: dict[Path, Trainer] = {}
     for s in wanted:
-        recipe = (s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out / "data", s.fraction)
-        if (recipe, s.tuning) not in stores:
-            stores[recipe, s.tuning] = prepare(*recipe, tuning=s.tuning)
-        store, label = stores[recipe, s.tuning], s.directory.parent
+        recipe = (s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out, s.fraction, s.tuning)
+        if recipe not in stores:
+            stores[recipe] = find_store(s)
+        store, label = stores[recipe], s.directory.parent
         try:
             with open_store(store) as opened:
                 experiments.append(Experiment(s, store, opened.sha256))
@@ -192,6 +213,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
         except ValueError as error:
             there = f"{place}: " if (place := plugins.place(error)) else ""
             raise UsageError(f"{s.label}: {there}{error}") from None
+    check_partition_of_suite(experiments, options)
     due = take_up(experiments, options.overwrite)
     locked = [experiment.settings.directory for experiment in due]
     return due, [s.directory for s in wanted if s.directory not in locked]

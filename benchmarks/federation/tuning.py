@@ -13,15 +13,34 @@ from typing import Any, NamedTuple
 import optuna
 import yaml
 
-from benchmarks.federation.options import UsageError
+from benchmarks.federation.options import UsageError, layer, settings_of
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import Settings
+from benchmarks.federation.suites import find_suite, read_suite
+from benchmarks.federation.sweeps import combinations
 from benchmarks.terminal import printable
 from data_partitions import DataError, open_store, prepare
 from pfedpara.trainer import Method
 
 PROGRAM = Path(__file__).resolve().parents[1] / "run.py"
 RANDOM_TRIALS = 2  # after the defaults and before the Gaussian process has something to go by
+
+
+OWN = {
+    "algo",
+    "parameterization",
+    "dataset",
+    "model",
+    "data_dir",
+    "partition",
+    "seed",
+    "rounds",
+    "out",
+    "name",
+    "dense",
+}
+OWN |= {"quantize", "quantize_down", "eval_every", "checkpoint_every", "tuning", "hyper", "shown", "tuned"}
+"""The settings that trials do not take over from a suite."""
 
 
 class Tuning(NamedTuple):
@@ -32,6 +51,36 @@ class Tuning(NamedTuple):
     method: Method
     study: optuna.Study
     trials: list[dict[str, Any]]  # the values of each, its score, and whether it diverged
+
+
+def take_suite(name: str) -> dict[str, Any]:
+    """Returns what tune.py takes from a suite: its methods, data, model and budget; and for each trial the ``settings``
+    and the hyper-parameters of one value (``fixed``) that all its runs have. Raises UsageError.
+    """
+    settings_of(argparse.Namespace(suite=name))  # checks all of it
+    suite = read_suite(name)
+    common = layer(suite)
+    runs = [common.options | layer(run).options for run in suite["runs"]]
+    several = {"algo": "pfedpara", "parameterization": None}
+    found: dict[str, Any]
+    found = {key: list(dict.fromkeys(v for run in runs for v in run.get(key, [own]))) for key, own in several.items()}
+    for key in ("dataset", "model", "data_dir"):
+        values = list(dict.fromkeys(str(run.get(key, Settings.model_fields[key].default)) for run in runs))
+        if len(values) > 1:
+            raise UsageError(
+                f"{find_suite(name)}: {key} {' and '.join(values)}: what is tuned has one; split the suite"
+            )
+        found[key] = Path(values[0]) if key == "data_dir" else values[0]
+    fixed = [choice for choice in common.chosen if len(choice.values) == 1]
+    found |= {choice.field: choice.values[0] for choice in fixed if choice.field == "optimizer"}
+    settings = {key: value for key, value in common.options.items() if key not in OWN}
+    return found | dict(suite["tune"]) | {"settings": settings, "fixed": fixed}
+
+
+def base(algo: str, weights: str | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the hyper-parameters that every trial of the method has, but for those that are searched."""
+    (fixed,) = combinations(algo, weights, options.fixed)
+    return fixed | {"optimizer": options.optimizer}
 
 
 def begin(settings: Settings, weights: str | None) -> Tuning:
@@ -72,11 +121,15 @@ def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argpa
     command += ["--data-dir", str(options.data_dir), "--model", options.model, "--rounds", str(options.rounds)]
     command += ["--partition", *options.partition, "--seed", *map(str, options.seed), "--out", str(out)]
     command += ["--tuning", "--eval-every", "0", "--checkpoint-every", "0"]
+    for name, value in options.settings.items():
+        command += (
+            ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])] if value is not False else []
+        )
     command += ["--algo", *(t.settings.algo for t in tunings)]
     command += ["--parameterization", weights] if (weights := tunings[0].weights) else []
     command += ["--set"]
     for tuning in tunings:
-        values = {"optimizer": tuning.settings.hyper["optimizer"]} | chosen[tuning.settings.variant]
+        values = base(tuning.settings.algo, weights, options) | chosen[tuning.settings.variant]
         every = tuning.method.complete(values)  # so that none is from an earlier tuning
         command += [f"{tuning.settings.algo}.{name}={value}" for name, value in every.items()]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
@@ -104,12 +157,12 @@ def find_tunings(options: argparse.Namespace) -> list[Tuning]:
                 tuning=True,
                 **{name: getattr(options, name) for name in ("dataset", "model", "rounds", "data_dir", "out")},
                 **{"algo": algo, "parameterization": method.parameterization, "partition": partition, "seed": seed},
-                hyper=method.complete({"optimizer": options.optimizer}),
+                **{"clients_per_round": options.settings.get("clients", 10)} | options.settings,
+                hyper=method.complete(base(algo, weights, options)),
             )
             folder = options.out / "data"
-            store = prepare(
-                options.dataset, options.data_dir, partition, settings.clients, seed, folder, tuning=settings.tuning
-            )
+            recipe = (options.dataset, options.data_dir, partition, settings.clients, seed, folder, settings.fraction)
+            store = prepare(*recipe, tuning=settings.tuning)
             with open_store(store) as opened:
                 build_trainer(settings, opened)
         except DataError:
@@ -133,16 +186,20 @@ def load_record(path: Path, options: argparse.Namespace) -> tuple[dict[str, Any]
         "seeds": options.seed,
         "rounds": options.rounds,
         "trials": options.trials,
+        "settings": {name: str(value) for name, value in options.settings.items()}
+        | {f"{owner}.{field}".lstrip("."): str(values[0]) for owner, field, values in options.fixed},
     }
     words = ["python", "benchmarks/tune.py", "--dataset", options.dataset, "--model", options.model]
     words += ["--partition", *options.partition, "--seed", *map(str, options.seed)]
     words += ["--rounds", str(options.rounds), "--trials", str(options.trials)]
+    words += ["--suite", options.suite] if options.suite else []
+    said = {key: value for key, value in how.items() if value}
     section = record.setdefault(options.dataset, {}).setdefault(
         options.model,
-        {"command": shlex.join(words), "score": "mean validation accuracy after the last round", **how, "methods": {}},
+        {"command": shlex.join(words), "score": "mean validation accuracy after the last round", **said, "methods": {}},
     )
     for key, value in how.items():
-        if (found := section.get(key, "of another kind")) != value:
+        if (found := section.get(key, {} if key == "settings" else "of another kind")) != value:
             raise UsageError(
                 f"{path} holds methods tuned with {key} {found}, not {value}: what is compared is tuned alike; "
                 "choose another --record, or remove them there to tune all anew"

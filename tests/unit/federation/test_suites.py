@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.federation import planning
 from benchmarks.federation.options import UsageError, parser, settings_of
 from benchmarks.federation.settings import Settings
 from benchmarks.federation.suites import FOLDER
+from benchmarks.federation.tuning import take_suite
+from data_partitions import prepare
+from data_partitions.build import BUILT
 
 
 def chosen(*words: str) -> list[Settings]:
@@ -139,3 +143,45 @@ def test_a_config_yaml_is_a_suite(tmp_path: Path) -> None:
         assert chosen("--suite", str(path)) == [run]
     (s,) = chosen("--suite", str(path), "--lr", "0.25", "--out", str(tmp_path))
     assert (s.hyper["lr"], s.tuned, s.clients) == (0.25, [], 4)
+
+
+# What a plan makes of it
+
+
+def test_a_partition_that_was_built_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    built = prepare("mnist5k", None, "iid", 4, 0, BUILT)
+    words = ["--algo", "local", "--partition", "iid", "--clients", "4", "--seed", "0", "1"]
+    due, _ = planning.plan(parser().parse_args(words))
+    assert due[0].store == built
+    assert [path.name for path in (tmp_path / "runs" / "data").iterdir() if "seed" in path.name] == [due[1].store.name]
+
+
+def test_a_config_yaml_of_other_data_is_refused(suite: Any, tmp_path: Path) -> None:
+    words = [*suite(f"{{algo: local, partition_sha256: {'a' * 64}}}"), "--out", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match=r"mine.yaml is of a run on other data or another partition .*a{64} there"):
+        planning.plan(parser().parse_args(words))
+    assert planning.plan(parser().parse_args([*words, "--partition", "iid"]))[0]
+
+
+def test_a_trial_is_never_put_elsewhere(tmp_path: Path) -> None:
+    words = ["--algo", "local", "--tuning", "--out", str(tmp_path)]
+    (due,), _ = planning.plan(parser().parse_args(words))
+    (due.settings.directory / "config.yaml").write_text(yaml.safe_dump(due.record()))
+    with pytest.raises(UsageError, match=r"holds a different experiment \(rounds: 30 there, 2 here\)"):
+        planning.plan(parser().parse_args([*words, "--rounds", "2"]))
+
+
+def test_what_tune_takes_from_a_suite(suite: Any) -> None:
+    text = """
+    {algo: [local, fedavg], clients: 4, epochs: 2, lr: [0.1, 0.2], model: cnn, rounds: 9, optimizer: adam,
+     tune: {trials: 3, rounds: 5, partition: iid}, runs: [{}, {algo: pfedpara, gamma: 0.1}]}
+    """
+    assert take_suite(suite(text)[1]) == {
+        **{"algo": ["local", "fedavg", "pfedpara"], "parameterization": [None], "optimizer": "adam"},
+        **{"dataset": "mnist5k", "model": "cnn", "data_dir": Path("data"), "settings": {"clients": 4}},
+        **{"trials": 3, "rounds": 5, "partition": ["iid"], "seed": [100]},
+        "fixed": [("", "epochs", [2]), ("", "optimizer", ["adam"])],
+    }
+    with pytest.raises(UsageError, match="model mlp and cnn: what is tuned has one; split the suite"):
+        take_suite(suite("runs: [{model: mlp}, {model: cnn}]")[1])
