@@ -4,8 +4,9 @@
 #   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 6 rounds;
 #                                  docs/compatibility.md
 #   ./run_all.sh --quick           five methods, one seed, one partition, 10 rounds: under three minutes on two cores
-# Each is a suite in benchmarks/suites. Anything else on the command line goes to benchmarks/run.py, e.g. --out elsewhere, and leaves docs/ as it is. A job
-# that was stopped goes on. RANKS: processes in the group (default: one server and a worker per core).
+# Each is a suite, benchmarks/suites/*.yaml. Anything else on the command line goes to benchmarks/run.py, e.g. --out
+# elsewhere, and leaves docs/ as it is. A job that was stopped goes on. RANKS: processes in the group (default: one
+# server and a worker per core).
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./environment.sh requirements.lock

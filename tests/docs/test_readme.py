@@ -19,7 +19,8 @@ PAGES = "\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROO
 TYPED_ELSEWHERE = {
     "./run_tests.sh": "the suite that is running",
     "source .venv/bin/activate": "the environment that is active",
-    "mpirun -np 3 python benchmarks/run.py": "tests/docs/test_data.py",
+    "mpirun -np 3 python benchmarks/run.py": "tests/docs/test_data.py, test_suites.py",
+    "python benchmarks/report.py --suite": "tests/docs/test_suites.py",
     "pip install -r requirements.txt": "what ./run_all.sh does in a fresh environment",
 }
 
