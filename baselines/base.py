@@ -22,6 +22,9 @@ from pfedpara.sharing import split_parameters
 from pfedpara.streams import stream_state
 
 Params = dict[str, Tensor]
+Work = dict[str, tuple[int, int]]
+"""How many gradients were taken, of a batch's loss and of how many samples in all, by the numbers of the model's
+parameters that they are of."""
 JudgedOn = Literal["received", "trained"]
 """The model that a client deploys: the newest that it can receive, perhaps adapted, or the one it trained last."""
 
@@ -161,6 +164,7 @@ class Trainer(FedMLTrainer):
         self.private_state: Mapping[str, Tensor] = self.private
         self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
         self.trainable = list(model.parameters())  # what a step changes
+        self.work: Work = {}
         self.optimizers: dict[str, LocalOptimizer] = {}  # a method with a second model has one for that as well
         self.optimizer = self.add_optimizer("shared", dict(model.named_parameters()))
 
@@ -300,8 +304,21 @@ class Trainer(FedMLTrainer):
 
     def loss_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns the detached mean loss of a batch and its gradients, one for each of ``self.trainable``."""
+        self.count(len(y))
         loss = F.cross_entropy(self.model(x), y)
         return loss.detach(), torch.autograd.grad(loss, self.trainable)
+
+    def count(self, samples: int) -> None:
+        """Adds a gradient for ``self.trainable`` on so many samples to ``self.work``."""
+        chosen = set(map(id, self.trainable))
+        key = " ".join(str(number) for number, each in enumerate(self.model.parameters()) if id(each) in chosen)
+        gradients, so_far = self.work.get(key, (0, 0))
+        self.work[key] = gradients + 1, so_far + samples
+
+    def take_work(self) -> Work:
+        """Returns what has been computed since the last call."""
+        taken, self.work = self.work, {}
+        return taken
 
     def clip(self, gradients: tuple[Tensor, ...]) -> None:
         """Scales ``gradients`` in place to the norm ``clip_norm`` where they are longer, all together."""

@@ -142,6 +142,7 @@ def findings(run_directory: Path) -> dict[str, Any]:
     rounds = rows(run_directory / "rounds.csv")
     for timed in (found, *rounds):
         del timed["seconds"]
+    del found["provenance"]
     moved = found.pop("moved")
     ledger = rows(run_directory / "ledger.csv")
     moves = [entry for entry in ledger if entry["direction"] == "move"]

@@ -23,6 +23,7 @@ class Comparison(NamedTuple):
     target: float  # accuracy, a fraction
     notes: list[str]  # what keeps the rows from being alike
     runs: dict[str, list[EndedRun]]  # the finished runs by method, in the table's order
+    ended: dict[str, list[EndedRun]]  # as ``runs``, with those that diverged
     commands: list[str]  # what runs each method again
 
     @property
@@ -198,8 +199,9 @@ def _compare(
         *(_values(runs, key) for key in ("model", "clients", "rounds", "seed"))
     )
     order = {algo: finished[algo] for algo in table.index if finished[algo]}
-    commands = [command(ended[algo]) for algo in table.index]
+    every = {algo: ended[algo] for algo in table.index}
+    commands = [command(found) for found in every.values()]
     notes = take_notes(ended, finished) + notes
     if reached <= alone:
         notes.append(f"Training alone reaches the target, {100 * reached:.1f} %: choose it above.")
-    return Comparison(dataset, partition, apart, shared, table, reached, notes, order, commands)
+    return Comparison(dataset, partition, apart, shared, table, reached, notes, order, every, commands)

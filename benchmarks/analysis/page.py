@@ -25,6 +25,7 @@ from benchmarks.analysis.leaderboard import Leaderboard, explain, rank, wording_
 from benchmarks.analysis.plots import PLOTS
 from benchmarks.analysis.plots.critical_difference import draw_leaderboard
 from benchmarks.analysis.plots.plot import WIDTHS, Looks, Picture, choose_looks, save
+from benchmarks.analysis.provenance import boxed
 from benchmarks.analysis.tables import further_tables, legend
 from benchmarks.analysis.verdict import verdict
 from benchmarks.terminal import printable
@@ -85,20 +86,22 @@ def write(
     table.to_csv(out / "table.csv", index_label=levels, errors="backslashreplace")
     (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
     (out / "table.tex").write_text(latex(comparisons), encoding="utf-8")
-    (out / "index.html").write_text(page(sections, looks, legend(comparisons), command, ranking), encoding="utf-8")
+    (out / "index.html").write_text(page(sections, out, looks, legend(comparisons), command, ranking), encoding="utf-8")
     return [out / "index.html", *tables, *pictures]
 
 
 def page(
     sections: list[dict[str, Any]],
+    out: Path,
     looks: Looks,
     legend: Sequence[str],
     command: str,
     ranking: tuple[Leaderboard, Picture] | None,
 ) -> str:
-    """Returns index.html. Each of the ``sections`` has a comparison, words and further tables, and images.
+    """Returns index.html, which lies in ``out``.
 
-    Images beyond ``LARGEST`` bytes of the page in all are left out: they lie beside it.
+    Each of the ``sections`` has a comparison, words and further tables, and images. Those beyond ``LARGEST`` bytes of
+    the page in all are left out: they lie beside it.
     """
     here = Path(__file__).parent
     environment = Environment(
@@ -107,7 +110,10 @@ def page(
         finalize=lambda value: value if isinstance(value, Markup) else printable(value),
         trim_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {
+        "number": number,
+        "lines": lambda text: Markup("\n").join(map(printable, text.splitlines())),
+    }
     scripts = [*INLINE.js_raw, (here / "page.js").read_text(encoding="utf-8")]
     shown, described = [], plots()
     for section in sections:
@@ -122,6 +128,7 @@ def page(
                 "data": Markup(embedded(store)),
                 "axis": "to_model" if counted else "parameters",
                 "missing": missing(store),
+                "box": boxed(comparison, out),
                 "looks": [(method, looks[method]) for method in comparison.runs],
             }
         )

@@ -1,6 +1,7 @@
 """The tables as a person reads them, and what their columns mean."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,11 @@ LEGEND_OF_COST = (
     "server at 10 Gb/s; training "
     f"takes what it took there on one core, one local epoch of {cost.SAMPLES} samples of 28 × 28 in batches of "
     f"{cost.BATCH} on the {cost.MODEL}, whatever the runs did. Other models, and methods not measured, are left out."
+)
+LEGEND_OF_WORK = (
+    "Gradients: of how many samples' losses a client takes them, a batch of B counting B times, as a mean over clients "
+    "and rounds; before use: where a client adapts its model before it is judged, once, which training does not see. "
+    "GFLOP: 10⁹ floating-point operations of their matrix products and convolutions, forward and backward."
 )
 NONE = "–"
 
@@ -151,7 +157,33 @@ def wording_of_cost(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-FURTHER = {wording_of_metrics: LEGEND_OF_METRICS, wording_of_cost: LEGEND_OF_COST}
+def wording_of_work(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each method whose runs counted their gradients; none where no run did."""
+    rows = []
+    for method, runs in comparison.runs.items():
+        found = [each for run in runs if isinstance(each := run.summary.get("work"), dict)]
+        if len(found) < len(runs):
+            continue
+        clients, rounds = runs[0].summary["clients"], runs[0].summary["rounds"]
+        taking_part = rounds * runs[0].settings.get("clients_per_round", clients)
+
+        def mean(unit: str, of: str, count: int, scale: float = 1, found: list[dict[str, Any]] = found) -> str:
+            values = [each[unit][of] for each in found]
+            return NONE if None in values else f"{np.mean(values) / count / scale:,.{0 if scale == 1 else 3}f}"
+
+        rows.append(
+            {
+                "method": method,
+                "gradients per client and round": mean("gradients", "training", taking_part),
+                "GFLOP per client and round": mean("flops", "training", taking_part, 1e9),
+                "gradients per client before use": mean("gradients", "adaptation", clients),
+                "GFLOP per client before use": mean("flops", "adaptation", clients, 1e9),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+FURTHER = {wording_of_metrics: LEGEND_OF_METRICS, wording_of_work: LEGEND_OF_WORK, wording_of_cost: LEGEND_OF_COST}
 """The tables after the first one, where they have rows, and what their columns mean."""
 
 

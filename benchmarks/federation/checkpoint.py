@@ -48,10 +48,12 @@ class Record(BaseModel, frozen=True, extra="forbid", strict=True):
     seconds: dict[str, float]
     tables: dict[str, Extent]
     files: dict[FileName, str]  # SHA-256 of each
+    work: dict[str, tuple[Count, Count]] | None = None  # None: of a run that began without counting it
     sha256: str = ""  # of this record without it, as ``seal`` returns it
 
     def seal(self) -> str:
-        text = json.dumps(self.model_dump(exclude={"sha256"}))
+        # What a record of an earlier version does not have is no part of its seal.
+        text = json.dumps(self.model_dump(exclude={"sha256"}, exclude_unset=True))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -132,7 +134,7 @@ def commit(folder: Path, shared: dict[str, Tensor], server: dict[str, Tensor], r
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
     whole = Record(version=VERSION, files=digests, **record)
     whole = whole.model_copy(update={"sha256": whole.seal()})
-    files.write(folder / "server.json", json.dumps(whole.model_dump()).encode())  # a loss may be NaN
+    files.write(folder / "server.json", json.dumps(whole.model_dump(exclude_unset=True)).encode())  # a loss may be NaN
     files.sync(folder)
     final = folder.with_suffix("")
     with files.naming(final):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from baselines.base import Work
 from benchmarks.federation import checkpoint
 from benchmarks.federation.ledger import Traffic
 from benchmarks.federation.metrics import ClientFigures
@@ -41,6 +42,8 @@ class Progress:
         default_factory=lambda: dict.fromkeys(("startup", "training", "evaluation", "total"), 0.0)
     )
     diverged: dict[str, Any] | None = None
+    trained: Work | None = field(default_factory=dict)  # None: of a run that began without counting
+    adapted: Work = field(default_factory=dict)  # where clients were judged last
 
 
 @dataclass
@@ -85,6 +88,7 @@ class Run:
         record, progress = found.record, self.progress
         progress.round, progress.seen, progress.absent = record.round, set(record.seen), record.absent
         progress.seconds |= record.seconds
+        progress.trained = record.work
         self.figures = Figures(record.figures, record.received)
         self.traffic = Traffic(record.sent, record.moved, record.to_model)
         return found._replace(shared={}, server={})

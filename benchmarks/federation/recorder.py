@@ -37,6 +37,7 @@ class Totals:
     bytes_to_model: int
     dropped: int = 0  # participants that failed in a round
     late: int = 0  # participants that the deadline shut out
+    gradients: int | None = None  # of a sample's loss, training and what precedes the judging; None: not counted
 
 
 STATISTICS = ("mean", "std", "worst_decile")
@@ -49,6 +50,7 @@ ROUND_COLUMNS = (
     *("accuracy_received_mean", "validation_accuracy_mean", "dropped", "late"),
     *("parameters_to_model", "bytes_to_model"),
     *OF_METRICS,
+    "gradients",
 )
 CLIENT_COLUMNS = ("round", "client", "accuracy", "loss", "samples", *(metric.name for metric in METRICS))
 TABLES = {

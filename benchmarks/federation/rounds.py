@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from baselines.base import Params, all_finite
-from benchmarks.federation import checkpoint, codec
+from baselines.base import Params, Work, all_finite
+from benchmarks.federation import checkpoint, codec, work
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.ledger import Entry, traffic_to_model
 from benchmarks.federation.metrics import ClientFigures
@@ -51,6 +51,8 @@ class Results(BaseModel):
     fresh: dict[int, ClientFigures]  # on the model it deploys on receiving the new aggregate
     diverged: list[tuple[int, str]]  # client, reason
     ledger: list[Entry]
+    trained_by: Work = {}
+    adapted_by: Work = {}
 
 
 class Clients(Protocol):
@@ -175,7 +177,11 @@ def book(run: Run, results: list[Results]) -> None:
     entries = sorted(entry for each in results for entry in each.ledger)
     run.traffic.add(entries, run.progress.round)
     run.recorder.ledger(entries)
+    run.progress.adapted = {}
     for each in results:
+        if run.progress.trained is not None:
+            work.add(run.progress.trained, each.trained_by)
+        work.add(run.progress.adapted, each.adapted_by)
         run.figures.received |= each.received
         run.figures.deployed |= each.fresh
         for client, reason in each.diverged:
@@ -195,7 +201,10 @@ def record(run: Run, downlinks: list[Entry]) -> None:
     to_model = {f"{unit}_to_model": count for unit, count in traffic.to_model.items()}
     deployed, received = dict(sorted(run.figures.deployed.items())), dict(sorted(run.figures.received.items()))
     seconds = progress.seconds["training"] + progress.seconds["evaluation"]
-    totals = Totals(**traffic.sent, **to_model, **progress.absent)
+    gradients = None
+    if progress.trained is not None:
+        gradients = work.gradients(progress.trained) + work.gradients(progress.adapted)
+    totals = Totals(**traffic.sent, **to_model, **progress.absent, gradients=gradients)
     run.recorder.round(progress.round, deployed, received, totals, seconds)
     if run.settings.histograms:
         run.recorder.weights(progress.round, weights(run.aggregator.model))
@@ -222,6 +231,7 @@ def write_checkpoint(run: Run, folder: Path) -> None:
         "figures": run.figures.deployed,
         "received": run.figures.received,
         "tables": run.recorder.sync(),
+        "work": run.progress.trained,
     }
     checkpoint.commit(folder, run.aggregator.get_model_params(), run.aggregator.get_server_state(), known)
     run.progress.saved = time.monotonic()

@@ -5,9 +5,12 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from baselines.base import Params
-from benchmarks.federation import lock
+from benchmarks.federation import lock, work
 from benchmarks.federation.experiment import Run
+from benchmarks.federation.provenance import provenance
 from benchmarks.federation.recorder import summarize_clients, summarize_figures
 
 
@@ -20,11 +23,26 @@ def digest(params: Params) -> str:
     return content.hexdigest()
 
 
-def finish(run: Run) -> None:
-    """Writes the run's summary, and lets other jobs into its directory."""
-    run.recorder.finish(summarize(run))
+def finish(run: Run, workers: int) -> None:
+    """Writes the run's summary, and lets other jobs into its directory. ``workers``: ranks that trained."""
+    run.recorder.finish(summarize(run) | {"provenance": provenance(run.settings, workers)})
     run.recorder.close()
     lock.release(run.settings.directory)
+
+
+def summarize_work(run: Run) -> dict[str, dict[str, int | None]] | None:
+    """Returns the gradients and floating-point operations of training, and of what precedes the last judging.
+
+    Those of all clients together; None where the run began without counting.
+    """
+    if run.progress.trained is None:
+        return None
+    x = torch.from_numpy(run.store.samples(0, "train")[0][:1])
+    done = {"training": run.progress.trained, "adaptation": run.progress.adapted}
+    return {
+        "gradients": {name: work.gradients(each) for name, each in done.items()},
+        "flops": {name: work.flops(each, run.trainer.model, x) for name, each in done.items()},
+    }
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -56,6 +74,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "traffic_to_model": None if progress.diverged else traffic.to_model,
         "moved": {unit: traffic.moved[f"{unit}_move"] for unit in ("parameters", "bytes")},
         "absent": progress.absent,
+        "work": summarize_work(run),
         "seconds": run.counts["seconds"],
         "shared_sha256": digest(run.aggregator.get_model_params()),
         "partition_sha256": run.store.sha256,

@@ -108,7 +108,7 @@ class Server(Node):
             run.progress.seconds["startup"] += time.monotonic() - self.started
             self.screen.begin(run.settings, run.progress.round)
             yield from take_rounds(run, self, self.screen.advance)
-            finish(run)
+            finish(run, len(self.workers))
             self.started = time.monotonic()
             self.screen.end(run)
         for worker in self.workers:

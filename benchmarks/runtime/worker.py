@@ -14,8 +14,8 @@ from safetensors.torch import save
 from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext, predict
-from baselines.base import DivergedError, Params
-from benchmarks.federation import checkpoint, codec, metrics
+from baselines.base import DivergedError, Params, Work
+from benchmarks.federation import checkpoint, codec, metrics, work
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.registry import build_trainer
@@ -45,6 +45,8 @@ class Share:
         self.states: MutableMapping[int, Params] = StateFile(state_dir) if state_dir else {}
         self.early: dict[int, Message] = {}  # clients to train as soon as their state comes
         self.trained: dict[int, tuple[int, ClientFigures]] = {}  # since the server last asked: round, figures
+        self.trained_by: Work = {}  # since the server last asked
+        self.adapted_by: Work = {}
         self.diverged: list[tuple[int, str]] = []  # clients whose model could not be judged, and why
 
     def restore(self, folder: str, states: list[tuple[int, str]]) -> None:
@@ -90,6 +92,8 @@ class Share:
             self.node.send(Kind.DIVERGED, 0, client=client, round=number, reason=str(error))
             self.node.busy = ""
             return
+        finally:
+            work.add(self.trained_by, trainer.take_work())
         sent = trainer.changing(number - 1)
         shared = codec.flatten(trainer.get_model_params())
         stream = codec.random_stream("up", self.settings.seed, client, number)
@@ -131,6 +135,8 @@ class Share:
         except DivergedError as error:
             self.diverged.append((context.client, str(error)))
             return None
+        finally:
+            work.add(self.adapted_by, self.trainer.take_work())
 
     def evaluate(self, message: Message) -> None:
         """Judges every client on the new aggregate, and writes the clients' states where a checkpoint is asked for."""
@@ -156,8 +162,10 @@ class Share:
             fresh=fresh,
             diverged=self.diverged,
             ledger=self.node.com_manager.ledger.take(),
+            trained_by=self.trained_by,
+            adapted_by=self.adapted_by,
         )
-        self.trained, self.diverged = {}, []
+        self.trained, self.diverged, self.trained_by, self.adapted_by = {}, [], {}, {}
         self.node.busy = ""
 
 

@@ -1,7 +1,9 @@
 """What is on the disk already: kept, gone on with or run anew, by one job at a time, never mixed with other data."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -107,6 +109,17 @@ def test_a_run_on_other_data_is_not_taken_up(tmp_path: Path) -> None:
     with open_store(next((tmp_path / "out" / "data").glob("*iid*.h5"))) as store:
         assert found["partition_sha256"] == store.sha256
         assert found["samples_sha256"] == store.recipe["samples_sha256"]
+        samples_of_all = int(store.sizes("train").sum())
+    hyper = yaml.safe_load((folder / "config.yaml").read_text())["hyper"]
+    gradients = found["rounds"] * hyper["epochs"] * samples_of_all
+    assert found["work"]["gradients"] == {"training": gradients, "adaptation": 0}
+    assert int(rows(folder / "rounds.csv")[-1]["gradients"]) == gradients
+    provenance = found["provenance"]
+    assert provenance["origins"]["epochs"] == "given"
+    assert provenance["origins"]["clip_norm"] == "default"
+    assert provenance["tuning"] is None  # not on these data
+    assert provenance["command"].endswith(shlex.join(words))
+    assert (provenance["workers"], provenance["machine"]["cores"]) == (1, os.cpu_count())
     samples(tmp_path / "a.npz", 2)
     for ended in (True, False):
         if not ended:

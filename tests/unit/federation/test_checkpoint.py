@@ -50,6 +50,7 @@ def test_a_checkpoint_gives_back_what_went_in(tmp_path: Path) -> None:
     assert (record.round, record.seen, record.received, record.sent) == (4, [1], {1: 0.5}, {"bytes_up": 3})
     assert (record.figures[1]["accuracy"], record.figures[1]["samples"]) == (0.5, 20)
     assert record.tables == {"rounds.csv": Extent(9, "9" * 64)}
+    assert record.work is None  # earlier versions did not count it: a record without it holds as it is
     assert record.states == {1: hashlib.sha256((folder / "client-1.safetensors").read_bytes()).hexdigest()}
     assert checkpoint.load_client(folder, 1, record.states[1], LIKE)["p"].tolist() == [1, 2]
     with pytest.raises(checkpoint.RefusedError, match=r"client-0\.safetensors: No such file"):

@@ -175,13 +175,13 @@ def test_a_run_that_began_without_a_metric_goes_on_without_its_columns(
     again: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = again.settings.directory
-    as_without(directory, "balanced_accuracy", "macro_f1", "loss_std", "loss_worst_decile")
+    as_without(directory, "balanced_accuracy", "macro_f1", "loss_std", "loss_worst_decile", "gradients")
     run = Run(again, time.monotonic())
     assert (run.progress.round, capsys.readouterr().err) == (4, "")
     run.progress.round = 5
     run.figures.deployed[0] = figures_of(0.75, 1.0, 20, 0.25)  # judged anew, unlike clients 1 and 2
     rounds.record(run, [])
-    finish(run)
+    finish(run, 1)
     header, *_, last = (directory / "rounds.csv").read_text().splitlines()
     assert header.endswith(",late,parameters_to_model,bytes_to_model")
     assert last.startswith("5,0.5833")

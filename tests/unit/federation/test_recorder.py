@@ -44,7 +44,9 @@ def record_round(recorder, number, sent=100):
     """Clients 0 and 1 with accuracy number/10 and number/20; ``sent`` parameters up a round, and as many down."""
     figures = {c: figures_of(number / (10 + 10 * c), 1 / number, 20, number / 50) for c in (1, 0)}
     to_model = 2 * sent * number + sent  # one more downlink
-    totals = Totals(sent * number, sent * number, 4 * sent * number, 4 * sent * number, to_model, 4 * to_model)
+    totals = Totals(
+        sent * number, sent * number, 4 * sent * number, 4 * sent * number, to_model, 4 * to_model, gradients=7 * number
+    )
     recorder.round(number, figures, {0: number / 40, 1: number / 40}, totals, 1.5 * number)
 
 
@@ -92,9 +94,9 @@ def test_rows_of_a_round(tmp_path):
         "round,accuracy_mean,accuracy_std,accuracy_worst_decile,loss_mean,parameters_up,parameters_down,"
         "bytes_up,bytes_down,seconds,accuracy_received_mean,validation_accuracy_mean,dropped,late,"
         "parameters_to_model,bytes_to_model,loss_std,loss_worst_decile,balanced_accuracy_mean,balanced_accuracy_std,"
-        "balanced_accuracy_worst_decile,macro_f1_mean,macro_f1_std,macro_f1_worst_decile\n"
+        "balanced_accuracy_worst_decile,macro_f1_mean,macro_f1_std,macro_f1_worst_decile,gradients\n"
         "1,0.07500000000000001,0.025,0.05,1.0,100,100,400,400,1.5,0.025,0.02,0,0,300,1200,"
-        "0.0,1.0,0.037500000000000006,0.0125,0.025,0.018750000000000003,0.00625,0.0125\n"
+        "0.0,1.0,0.037500000000000006,0.0125,0.025,0.018750000000000003,0.00625,0.0125,7\n"
     )
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
 
