@@ -37,7 +37,7 @@ from benchmarks.federation.settings import Settings
 from benchmarks.federation.suites import TuneSection
 from benchmarks.federation.tuning import take_suite, tune
 from benchmarks.terminal import printable
-from data_partitions import DataError
+from data_partitions import Choices, DataError
 from data_partitions.partitioners import parse
 
 
@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rounds", type=int, default=budget.rounds, metavar="N", help="of a trial (default: 10)")
     p.add_argument("--dataset", default=defaults["dataset"], metavar="NAME")
     p.add_argument("--data-dir", type=Path, default=defaults["data_dir"], metavar="DIR")
+    for name, kind in {"image_size": int, "label_column": str, "client_column": str}.items():
+        p.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help="as for run.py")
     p.add_argument("--model", default=defaults["model"], metavar="NAME")
     p.add_argument("--partition", nargs="+", default=budget.partition, metavar="SPEC")
     p.add_argument("--seed", nargs="+", type=int, default=budget.seed, metavar="N", help="of partition and start")
@@ -70,6 +72,8 @@ def main() -> None:
         if suite := p.parse_known_args()[0].suite:
             p.set_defaults(**take_suite(suite))
         options = p.parse_args()
+        chosen = {name: getattr(options, name) for name in Choices._fields}
+        options.settings |= {name: value for name, value in chosen.items() if value is not None}
         options.partition = list(dict.fromkeys(parse(spec).spec for spec in options.partition))
         options.seed = list(dict.fromkeys(options.seed))
         if options.trials < 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_partitions.build import BUILT, prepare
-from data_partitions.datasets import NAMES, may_be_natural
+from data_partitions.datasets import NAMES, Choices, may_be_natural
 from data_partitions.errors import DataError
 from data_partitions.partitioners import FORMS
 from data_partitions.presets import PRESETS
@@ -35,6 +35,9 @@ def main() -> int:
     build.add_argument("--fraction", type=float, help="share of each client's training samples to keep (default 1)")
     build.add_argument("--seed", type=int, help="of all random choices (default 0)")
     build.add_argument("--data-dir", type=Path, help="where raw data lie or are downloaded to")
+    build.add_argument("--image-size", type=int, help="pixels a side that pictures of folder: and hf: are resized to")
+    build.add_argument("--label-column", help="the classes of csv: and hf: (default label)")
+    build.add_argument("--client-column", help="the clients of csv: and hf: (default client, where there is one)")
     build.add_argument("--out", dest="folder", type=Path, help=f"folder of the stores (default {BUILT})")
     build.add_argument("--embed", action="store_true", help="keep the samples in the store, not in a file beside it")
     show = commands.add_parser("show", help="print a store's numbers and draw it")
@@ -60,7 +63,8 @@ def _build(options: dict) -> None:
     settings = {"dataset": "mnist5k", "partition": "dirichlet:0.5", "seed": 0, "data_dir": None} | preset | options
     settings.setdefault("clients", None if settings["partition"] == "natural" else 10)
     settings.setdefault("folder", BUILT)
-    path = prepare(**settings)
+    choices = Choices(**{name: settings.pop(name) for name in Choices._fields if name in settings})
+    path = prepare(**settings, choices=choices)
     with open_store(path) as store:
         print(f"{printable(path)}\ncontent hash {store.sha256}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_partitions import partitioners, splits
-from data_partitions.datasets import DATASETS, check_name, may_be_natural
+from data_partitions.datasets import AS_READ, DATASETS, Choices, check_name, may_be_natural
 from data_partitions.errors import DataError
 from data_partitions.files import OldVersionError
 from data_partitions.normalisation import constants
@@ -33,7 +33,7 @@ def find_built(dataset: str, partition: str, clients: int, seed: int, fraction: 
     return found[0] if found else None
 
 
-def check(dataset: str, partition: str, clients: int | None) -> None:
+def check(dataset: str, partition: str, clients: int | None, choices: Choices = AS_READ) -> None:
     """Reject an unknown data set or partition and a senseless number of clients before anything is loaded.
 
     clients None is for `natural` only. Raises DataError.
@@ -43,7 +43,7 @@ def check(dataset: str, partition: str, clients: int | None) -> None:
         dataset.encode()
     except UnicodeEncodeError:
         raise DataError(f"the name of data set {dataset!r} is not UTF-8; give a name that is") from None
-    check_name(dataset)
+    check_name(dataset, choices)
     if natural and not may_be_natural(dataset):
         raise DataError(f"data set {dataset} has no natural clients; choose another partition than 'natural'")
     if clients is None and not natural:
@@ -62,20 +62,22 @@ def prepare(
     fraction: float = 1.0,
     embed: bool = False,
     tuning: bool = False,
+    choices: Choices = AS_READ,
 ) -> Path:
     """The partition store of a recipe in `folder`: an existing one, verified, or a new one.
 
     data_dir: where raw data lie or are downloaded to. clients: None for all natural clients. fraction: of each client's
     training samples that is kept. embed: keep the samples in the store instead of beside it. tuning: of the samples set
     aside for it alone, none of which is in the test split of a partition that is not for tuning, whatever its recipe.
+    choices: of columns and of pictures' size, for data of one's own.
     Raises DataError for bad input, and for existing files that are damaged or of another recipe or source.
     """
-    check(dataset, partition, clients)
+    check(dataset, partition, clients, choices)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise DataError(f"seed {seed!r} is not possible; give a whole number from 0 to 2**64 - 1")
     if not (0 < fraction <= 1):
         raise DataError(f"fraction {fraction!r} is not possible; give a number above 0 and at most 1")
-    samples_path, samples = _samples(dataset, data_dir, folder)
+    samples_path, samples = _samples(dataset, data_dir, folder, choices)
     form = partitioners.parse(partition)
     # Of the data set's content alone, so that no seed and no partition tests on what another tunes on.
     aside_stream = np.random.default_rng(stream_seed("set aside", int(samples.sha256, 16)))
@@ -84,7 +86,9 @@ def prepare(
     is_test, names = None, []
     if form.assign is None:
         if samples.client is None:
-            raise DataError(f"{samples.meta.dataset} names no clients for 'natural'; add an array 'client'")
+            named = dataset.partition(":")[0] in ("csv", "hf")
+            advice = "give their column by --client-column" if named else "add an array 'client'"
+            raise DataError(f"{samples.meta.dataset} names no clients for 'natural'; {advice}")
         is_test = None if tuning else samples.is_test
         part_of = partitioners.natural(samples.client[used], is_test, clients)
     else:
@@ -146,9 +150,9 @@ def _assign(labels: np.ndarray, form: partitioners.Partition, clients: int, seed
     return owner
 
 
-def _samples(dataset: str, data_dir: Path | None, folder: Path) -> tuple[Path, Samples]:
+def _samples(dataset: str, data_dir: Path | None, folder: Path, choices: Choices) -> tuple[Path, Samples]:
     """The sample file of a data set, written if there is none, and the samples mapped from it."""
-    source = locate(dataset, data_dir)
+    source = locate(dataset, data_dir, choices)
     stem = re.sub(r"[^\w.-]", "_", source.name)
     # Two files of one name are two data sets.
     path = folder / (f"{stem}-{source.sha256[:8]}.h5" if dataset not in DATASETS else f"{stem}.h5")

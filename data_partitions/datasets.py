@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from data_partitions import plugins
 from data_partitions.download import Remote
+from data_partitions.errors import DataError
 from data_partitions.normalisation import PER_PARTITION, Pixels
 from data_partitions.readers import clients
 from data_partitions.readers.arrays import Arrays
@@ -197,14 +198,40 @@ DATASETS: dict[str, Dataset] = {
 
 READERS = {"npz": npz, "h5": hdf5}
 
-NAMES = [*DATASETS, *(f"{kind}:PATH" for kind in READERS)]
+
+class Choices(NamedTuple):
+    """How a user's own data are read. None: as the reader decides."""
+
+    image_size: int | None = None
+    label_column: str | None = None
+    client_column: str | None = None
 
 
-def check_name(name: str) -> None:
-    """Raise DataError unless there is a data set of that name."""
+AS_READ = Choices()
+
+OWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "npz": ("PATH", ()),
+    "h5": ("PATH", ()),
+    "folder": ("DIR", ("image_size",)),
+    "csv": ("FILE", ("label_column", "client_column")),
+    "hf": ("NAME", ("image_size", "label_column", "client_column")),
+}
+"""A user's own data by kind: what follows the colon, and the choices that count."""
+
+NAMES = [*DATASETS, *(f"{kind}:{what}" for kind, (what, _) in OWN.items())]
+
+
+def check_name(name: str, choices: Choices = AS_READ) -> None:
+    """Raise DataError unless there is a data set of that name, to which the choices apply."""
     kind, _, path = name.partition(":")
-    if name not in DATASETS and not (kind in READERS and path):
+    if name not in DATASETS and not (kind in OWN and path):
         find_function(name)
+    if choices.image_size is not None and choices.image_size < 1:
+        raise DataError(f"--image-size {choices.image_size} is not possible; give a whole number from 1")
+    for choice, value in choices._asdict().items():
+        if value is not None and (name in DATASETS or choice not in OWN.get(kind, ("", ()))[1]):
+            takers = " and ".join(f"{each}:{what}" for each, (what, taken) in OWN.items() if choice in taken)
+            raise DataError(f"--{choice.replace('_', '-')} is for {takers}, not for data set {name}; leave it out")
 
 
 def find_function(name: str) -> Callable[[Path | None], Any]:
@@ -216,4 +243,12 @@ def find_function(name: str) -> Callable[[Path | None], Any]:
 
 def may_be_natural(name: str) -> bool:
     """Whether a data set can name its samples' clients; of a file given by path that shows only when it is read."""
-    return name not in DATASETS or DATASETS[name].natural
+    return DATASETS[name].natural if name in DATASETS else not name.startswith("folder:")
+
+
+def short_name(name: str) -> str:
+    """What folders of results call a data set: its name, or that of its file without the ending, or of its folder."""
+    kind, _, path = name.partition(":")
+    if kind not in OWN or not path:
+        return name
+    return Path(path).resolve().name if kind == "folder" else Path(path).stem

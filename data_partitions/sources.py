@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +10,28 @@ from typing import NamedTuple
 import numpy as np
 
 from data_partitions import plugins
-from data_partitions.datasets import DATASETS, READERS, TEXT, Dataset, Layout, check_name, find_function
+from data_partitions.datasets import (
+    AS_READ,
+    DATASETS,
+    OWN,
+    READERS,
+    TEXT,
+    Choices,
+    Dataset,
+    Layout,
+    check_name,
+    find_function,
+    short_name,
+)
 from data_partitions.download import fetch
 from data_partitions.errors import DataError, note, reading, some
 from data_partitions.files import digest
 from data_partitions.normalisation import PER_PARTITION, Pixels, constants
 from data_partitions.readers.arrays import AGAIN, Arrays, all_of, visible
+from data_partitions.readers.hub import hub, load_hub
 from data_partitions.readers.named import named_arrays
+from data_partitions.readers.pictures import class_folders
+from data_partitions.readers.table import csv
 from data_partitions.samples import Meta, Samples
 
 RETURNED = "a pair of arrays x and y, or what an .npz file holds by name, is to be returned"
@@ -31,13 +47,17 @@ class Source(NamedTuple):
     normalisation: Pixels | None
 
 
-def locate(name: str, data_dir: Path | None) -> Source:
+def locate(name: str, data_dir: Path | None, choices: Choices = AS_READ) -> Source:
     """The files of a data set: given by path, found in `data_dir`, or downloaded into it. Raises DataError."""
-    check_name(name)
+    check_name(name, choices)
     kind, _, text = name.partition(":")
-    if name not in DATASETS and kind not in READERS:
+    if name not in DATASETS and kind not in OWN:
         return _call(name, data_dir)
     if name not in DATASETS:
+        if kind in CHOOSING:
+            source = CHOOSING[kind](text, choices)
+            chosen = "".join(f" {value!r}" for value in choices)
+            return source._replace(sha256=hashlib.sha256(f"{source.sha256}{chosen}".encode()).hexdigest())
         path = Path(text)
         with reading(path, kind, AGAIN):
             if not path.is_file():
@@ -89,6 +109,44 @@ def _call(name: str, data_dir: Path | None) -> Source:
     return Source(name, [Path(name)], sha256, lambda _: named_arrays(arrays, arrays.__getitem__, Path(name)), None)
 
 
+def _folder(text: str, choices: Choices) -> Source:
+    folder = Path(text)
+    with reading(folder, "folder", "give one that can be read"):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is {'a file' if folder.exists() else 'missing'}; folder:DIR names a folder")
+        files = sorted(
+            file
+            for file in folder.rglob("*")
+            if all(visible(part) for part in (file, *file.parents[: len(file.relative_to(folder).parts) - 1]))
+            and file.is_file()
+        )
+    if not files:
+        raise DataError(f"{folder} has no files; put pictures into {folder}/<class>/")
+    read = partial(class_folders, folder=folder, size=choices.image_size)
+    return Source(f"folder:{short_name(f'folder:{text}')}", files, checksum(files, folder), read, PER_PARTITION)
+
+
+def _csv(text: str, choices: Choices) -> Source:
+    path = Path(text)
+    with reading(path, "csv", AGAIN):
+        if not path.is_file():
+            raise DataError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; csv:FILE names a file")
+    read = partial(csv, label=choices.label_column, client=choices.client_column)
+    return Source(f"csv:{path.name}", [path], checksum([path]), read, PER_PARTITION)
+
+
+def _hub(text: str, choices: Choices) -> Source:
+    found, name = load_hub(text), text if not Path(text).exists() else Path(text).resolve().name
+    files = [Path(file["filename"]) for part in found.values() for file in part.cache_files]
+    size, label, client = choices
+    read = partial(hub, found=found, where=Path(f"hf:{text}"), label=label, client=client, size=size)
+    return Source(f"hf:{name}", files, checksum(files), read, PER_PARTITION)
+
+
+CHOOSING: dict[str, Callable[[str, Choices], Source]] = {"folder": _folder, "csv": _csv, "hf": _hub}
+"""Kinds of a user's own data that are read as the user chooses."""
+
+
 def _matches(layout: Layout, data_dir: Path) -> list[list[Path]]:
     """The files of each pattern; hidden ones, and those in hidden folders, are the system's or an editor's."""
 
@@ -120,13 +178,17 @@ def _lacking(dataset: Dataset, data_dir: Path) -> str:
     return ""
 
 
-def checksum(files: list[Path]) -> str:
-    """SHA-256 of the names and contents of files, with the folder they are in: it may say their class or split."""
+def checksum(files: list[Path], folder: Path | None = None) -> str:
+    """SHA-256 of the names and contents of files, with the folders they are in below `folder`, or the last one.
+
+    These may say their class or split.
+    """
     result = hashlib.sha256()
     for path in files:
         with reading(path, "data", AGAIN), path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        result.update(f"{path.parent.name}/{path.name} {content}\n".encode(errors="surrogateescape"))
+        name = path.relative_to(folder) if folder else f"{path.parent.name}/{path.name}"
+        result.update(f"{name} {content}\n".encode(errors="surrogateescape"))
     return result.hexdigest()
 
 

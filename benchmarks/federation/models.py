@@ -63,9 +63,10 @@ def build_model(
     model, shape = find_model(name), tuple(input_shape)
     if not model.fits(shape, task):
         kind = {"text": "texts", "tabular": "features"}.get(task, "images")
-        smallest = f" of at least {model.smallest} × {model.smallest}" * (model.smallest > 1)
         fitting = ", ".join(other for other in MODELS if MODELS[other].fits(shape, task))
-        wanted = f"{model.takes.words}{smallest}"
+        wanted = model.takes.words
+        if model.smallest > 1:
+            wanted = f"images (H, W) or (H, W, C) of at least {model.smallest} × {model.smallest}"
         raise ValueError(f"{name} takes {wanted}, not {kind} of shape {shape}; take {fitting or 'other data'}")
     if model.takes is TEXTS:
         return _module(name, model.build, classes)

@@ -26,7 +26,7 @@ METAVARS = {
     **dict.fromkeys(("quantize", "quantize_down"), "BITS"),
     **dict.fromkeys(("fraction", "deadline"), "X"),
     **dict.fromkeys(("dropout", "stragglers"), "P"),
-    **{"partition": "SPEC", "checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME"},
+    **{"partition": "SPEC", "checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME", "image_size": "N"},
 }
 SEVERAL = ("algo", "partition", "parameterization", "quantize", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
@@ -220,5 +220,5 @@ def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
                 raise UsageError(f"{algo}: {sentence(error)}") from None
             tuned = [n for n in best if n not in chosen_values or (n in restated and hyper[n] == best[n])]
             found.append(s.model_copy(update={"hyper": hyper, "tuned": sorted(tuned)}))
-        check_partition(s.dataset, s.partition, s.clients)
+        check_partition(s.dataset, s.partition, s.clients, s.choices)
     return found

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from data_partitions.datasets import NAMES, READERS
+from data_partitions.datasets import NAMES, Choices, short_name
 from data_partitions.partitioners import parse
 
 Format = Literal["4", "8", "16", "float16", "32"]
@@ -37,6 +37,9 @@ class Settings(BaseModel):
     )
     dataset: str = Field("mnist5k", description=f"{' | '.join(NAMES)} | MODULE:NAME")
     data_dir: Path = Field(Path("data"), description="where raw data lies or is downloaded to")
+    image_size: int | None = Field(None, ge=1, description="pixels a side that pictures of folder: and hf: get")
+    label_column: str | None = Field(None, description="the classes of csv: and hf: (default: label)")
+    client_column: str | None = Field(None, description="the clients of csv: and hf: (default: client, if there)")
     partition: str = Field(
         "dirichlet:0.5",
         description="who has which samples, one run each: iid | dirichlet:ALPHA | shards:K | classes:K | "
@@ -181,9 +184,12 @@ class Settings(BaseModel):
 
     @property
     def directory(self) -> Path:
-        kind, _, path = self.dataset.partition(":")
-        dataset = Path(path).stem if kind in READERS else self.dataset  # a plug-in's name is no path
-        return self.out / f"{dataset}-{self.partition}" / self.label / f"seed{self.seed}"
+        return self.out / f"{short_name(self.dataset)}-{self.partition}" / self.label / f"seed{self.seed}"
+
+    @property
+    def choices(self) -> Choices:
+        """How a user's own data are read."""
+        return Choices(self.image_size, self.label_column, self.client_column)
 
     def record(self) -> dict[str, Any]:
         """Returns what tells this experiment from another, as plain values for ``config.yaml``."""

@@ -162,7 +162,7 @@ def find_tunings(options: argparse.Namespace) -> list[Tuning]:
             )
             folder = options.out / "data"
             recipe = (options.dataset, options.data_dir, partition, settings.clients, seed, folder, settings.fraction)
-            store = prepare(*recipe, tuning=settings.tuning)
+            store = prepare(*recipe, tuning=settings.tuning, choices=settings.choices)
             with open_store(store) as opened:
                 build_trainer(settings, opened)
         except DataError:

@@ -1,10 +1,11 @@
 """The characters that are classes, and text as numbers of an alphabet."""
 
 import string
+from collections import Counter
 
 import numpy as np
 
-from data_partitions.errors import DataError
+from data_partitions.errors import DataError, note
 from data_partitions.readers.arrays import as_many
 
 DIGITS = list(string.digits)
@@ -16,6 +17,20 @@ LETTERS = list("\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghi
 
 SEQUENCE = 80
 """Characters before the one to predict, as in LEAF."""
+
+
+OUTSIDE = 0.01
+"""The share of characters outside LETTERS above which a text has an alphabet of its own."""
+
+
+def alphabet_of(text: str, where: str) -> list[str]:
+    """LETTERS where the text is written in them, otherwise the space and its own characters, 255 at most, sorted."""
+    counts = Counter(text)
+    if sum(counts[letter] for letter in counts if letter not in LETTERS) <= OUTSIDE * len(text):
+        return LETTERS
+    chosen = sorted({" ", *(letter for letter, _ in counts.most_common(254))})
+    note(f"{where}: the text has an alphabet of its own, {len(chosen)} of {len(counts)} characters")
+    return chosen
 
 
 def windows(text: str, alphabet: list[str]) -> tuple[np.ndarray, np.ndarray]:

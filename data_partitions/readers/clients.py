@@ -10,7 +10,7 @@ import numpy as np
 from data_partitions.errors import DataError, note, reading, some
 from data_partitions.hdf5 import hdf5_child, open_hdf5
 from data_partitions.readers.arrays import AGAIN, Arrays, all_of, as_many, check_labels, hdf5_array, same_shape
-from data_partitions.readers.characters import CHARACTERS, DIGITS, LETTERS, disjoint_windows, windows
+from data_partitions.readers.characters import CHARACTERS, DIGITS, LETTERS, alphabet_of, disjoint_windows, windows
 from data_partitions.readers.values import as_labels, as_shaped, as_stored, as_uint8, one_scale
 
 
@@ -29,10 +29,12 @@ class Part(NamedTuple):
 def tff(files: list[Path], classes: list[str] | None = None, alphabet: list[str] | None = None) -> Arrays:
     """TensorFlow Federated's HDF5, examples/<client>/…: images and labels, or text; a second file is the test part.
 
-    Images have ``classes`` and texts an ``alphabet``. Without either the files tell which, with LETTERS for texts, and
-    x may be other numbers than grey values. These stay as they are: in Federated EMNIST the background is 1.
+    Images have ``classes`` and texts an ``alphabet``. Without either the files tell which: texts then have that of
+    `alphabet_of`, and x may be other numbers than grey values. These stay as they are: in Federated EMNIST the
+    background is 1.
     """
-    parts = []
+    parts: list[Part] = []
+    texts: list[tuple[str, bool, str, str]] = []  # name, is_test, where, text
     for path in files:
         with open_hdf5(path, "HDF5", AGAIN) as file:
             examples = hdf5_child(file, "examples", h5py.Group, AGAIN)
@@ -42,9 +44,7 @@ def tff(files: list[Path], classes: list[str] | None = None, alphabet: list[str]
                 held = list(group)
                 if "snippets" in held:
                     text = b"\n".join(np.atleast_1d(hdf5_array(group, "snippets", path)).tolist())
-                    parts.append(
-                        Part(name, is_test, where, *windows(text.decode(errors="replace"), alphabet or LETTERS))
-                    )
+                    texts.append((name, is_test, where, text.decode(errors="replace")))
                     continue
                 keys = [
                     next((key for key in kind if key in held), "")
@@ -62,7 +62,10 @@ def tff(files: list[Path], classes: list[str] | None = None, alphabet: list[str]
                 else:
                     x, scale = as_uint8(x, where)
                     parts.append(Part(name, is_test, where, x, y, scale, taken))
-    return _by_client(parts, classes, alphabet, files, divided=len(files) > 1)
+    if texts and classes is None and alphabet is None:
+        alphabet = alphabet_of("".join(text for _, is_test, _, text in texts if not is_test), all_of(files))
+    read = [Part(name, is_test, where, *windows(text, alphabet or LETTERS)) for name, is_test, where, text in texts]
+    return _by_client(read + parts, classes, alphabet, files, divided=len(files) > 1)
 
 
 def leaf(
