@@ -86,8 +86,8 @@ def _values(runs: Iterable[EndedRun], key: str) -> str:
 
 def command(runs: list[EndedRun]) -> str:
     """Returns the command line that gives one method's ``runs`` again."""
-    no_options = ("hyper", "tuned", "partition_sha256")
-    options = {key: value for key, value in runs[0].settings.items() if key not in no_options}
+    no_options = ("hyper", "tuned", "shown", "partition_sha256")
+    options = {key: value for key, value in runs[0].settings.items() if key not in no_options and value != ""}
     options["seed"] = _values(runs, "seed").split()
     options["set"] = [f"{key}={value}" for key, value in runs[0].settings.get("hyper", {}).items()]
     words = ["python", "benchmarks/run.py"]
