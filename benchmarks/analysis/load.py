@@ -8,10 +8,10 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.federation import files
-from benchmarks.federation.metrics import METRICS
+from benchmarks.federation.metrics import METRICS, recorded_metrics
 from benchmarks.federation.settings import NAMING, complete, show
 
-OWN = {"algo", "parameterization", "dense", "alternate", "quantize", "quantize_down", "hyper"}
+OWN = {"algo", "metric", "parameterization", "dense", "alternate", "quantize", "quantize_down", "hyper"}
 OWN |= {"seed", "partition_sha256", *NAMING}
 """The settings in which the runs of one comparison may differ."""
 
@@ -110,6 +110,10 @@ def _load_run(folder: Path) -> EndedRun:
         first = error.errors(include_input=False)[0]
         wrong = ".".join(map(str, first["loc"]))[:80]
         raise ReportError(f"{folder / 'summary.json'} cannot be used: {wrong}: {first['msg']}") from None
+    try:
+        recorded_metrics([summary])
+    except (AttributeError, TypeError):
+        raise ReportError(f"{folder / 'summary.json'} cannot be used: metrics holds no metrics' words") from None
     if not isinstance(config.get("hyper", {}), dict):
         raise ReportError(f"{folder / 'config.yaml'} cannot be used: hyper holds no names and values")
     if "hyper" in config:

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from benchmarks.analysis.load import EndedRun
-from benchmarks.federation.metrics import METRICS
+from benchmarks.federation.metrics import recorded_metrics
 
 TARGET = 0.95
 """The default target accuracy, as a share of the best method's final accuracy."""
@@ -93,7 +93,7 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
     half_interval_of_difference, worst_decile and below_local (share of clients), as fractions; up and down, parameters
     a client and round, and bytes_up and bytes_down; transmitted, parameters in all, and bytes; to_model and
     bytes_to_model, those to be sent until the models judged last are on the clients; to_target, these parameters for
-    the round in which the mean over seeds first reaches the target; the other METRICS by name, each with its
+    the round in which the mean over seeds first reaches the target; the other metrics by name, each with its
     half_interval_of. NaN where a method has no such figure. Without a ``target``, ``choose_target`` takes one.
     """
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
@@ -101,7 +101,8 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
     columns += [f"transmitted.{what}_{way}" for what in ("parameters", "bytes") for way in ("up", "down")]
     flat = pd.json_normalize([run.summary | {"label": run.algo} for finished in runs.values() for run in finished])
     to_model = ["traffic_to_model.parameters", "traffic_to_model.bytes"]
-    others = [metric.name for metric in METRICS if metric.name != "accuracy"]
+    summaries = [run.summary for finished in runs.values() for run in finished]
+    others = [metric.name for metric in recorded_metrics(summaries) if metric.name != "accuracy"]
     flat = flat.reindex(columns=["label", *columns, *to_model, *(f"{name}.mean" for name in others)])
     for name in others:  # null where a client's is missing, as in a run that began without this metric
         flat[f"{name}.mean"] = pd.to_numeric(flat[f"{name}.mean"], errors="coerce")

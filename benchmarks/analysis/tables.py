@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter
 
 from benchmarks.analysis.compare import Comparison, arrange
 from benchmarks.analysis.statistics import REFERENCE, TARGET
-from benchmarks.federation.metrics import METRICS
+from benchmarks.federation.metrics import recorded_metrics
 from benchmarks.perf import cost
 
 LEGEND = (
@@ -117,7 +117,7 @@ def wording_of_metrics(comparison: Comparison) -> pd.DataFrame:
     """Returns a row for each finished method and a column for each metric beside accuracy; none where none is known."""
     table = comparison.table.loc[list(comparison.runs)]
     words = {"method": list(table.index)}
-    for metric in METRICS:
+    for metric in recorded_metrics(run.summary for runs in comparison.runs.values() for run in runs):
         if metric.name != "accuracy" and table[metric.name].notna().any():
             halves = table[f"half_interval_of_{metric.name}"]
             words[metric.label] = [

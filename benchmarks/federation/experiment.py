@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from baselines.base import Work
 from benchmarks.federation import checkpoint
 from benchmarks.federation.ledger import Traffic
-from benchmarks.federation.metrics import ClientFigures
+from benchmarks.federation.metrics import ClientFigures, find_metrics
 from benchmarks.federation.recorder import Recorder, check_tables
 from benchmarks.federation.registry import build_trainer
 from benchmarks.federation.settings import Settings
@@ -125,7 +125,7 @@ class Run:
             if not checkpoint.alike(tensors, like):
                 raise checkpoint.RefusedError("its tensors are not those of this method and model")
         try:
-            check_tables(self.settings.directory, record.tables)
+            check_tables(self.settings.directory, record.tables, find_metrics(self.settings.metric))
         except ValueError as error:
             raise checkpoint.RefusedError(str(error)) from None
 

@@ -6,9 +6,9 @@ costs the recall of the true one, and the absent class has no part in the mean. 
 scikit-learn takes 3 ms for the two, as long as all else in the evaluation of a client of 100 samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 ClientFigures = dict[str, int | float]
 """What is known of the model that a client would deploy at the end of a round, by name: each metric on its test split,
 ``samples`` in that, and ``validation_accuracy``. A metric that the run did not have yet is missing."""
+
+
+def _not_here(labels: "Tensor", logits: "Tensor") -> float:
+    raise RuntimeError("a report has a metric's figures, not its function")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Metric:
     higher_is_better: bool = True
     scale: float = 100
     digits: int = 1  # after the point
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What a report says of it, which need not find the function."""
+        return {key: getattr(self, key) for key in ("label", "higher_is_better", "scale", "digits")}
 
     def show(self, value: float) -> str:
         return f"{self.scale * value:.{self.digits}f}"
@@ -72,7 +81,57 @@ METRICS = (
 )
 
 
-def judge(test: tuple["Tensor", "Tensor"], validation: tuple["Tensor", "Tensor"]) -> ClientFigures:
-    """Returns a client's figures. Both arguments are labels (n,) and logits (n, classes)."""
-    figures: ClientFigures = {metric.name: metric.compute(*test) for metric in METRICS}
+RESERVED = {"round", "client", "samples", "seconds", "validation_accuracy", "accuracy_received", "metrics", "absent"}
+RESERVED |= {"algo", "label", "parameterization", "tuned", "dataset", "partition", "model", "seed", "rounds", "clients"}
+RESERVED |= {"diverged", "transmitted", "traffic_to_model", "moved", "versions"}
+"""What else a table or a summary calls so."""
+
+
+def find_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
+    """Returns METRICS, then those of these names from outside this repository. Raises PluginError."""
+    from data_partitions import plugins
+
+    found = list(METRICS)
+    for name in names:
+        part = plugins.find("metric", name, ())
+        if isinstance(part, Metric):
+            metric = part
+        else:
+            plugins.check_call("metric", name, part, 2, "a function of labels (n,) and logits (n, classes)")
+            metric = Metric(part.__name__, part.__name__.replace("_", " "), part, scale=1, digits=3)
+        if metric.name in RESERVED.union(each.name for each in found) or not metric.name.isidentifier():
+            raise plugins.wrong("metric", name, metric.compute, f"{metric.name!r} is taken or no name; choose another")
+        found.append(metric)
+    return tuple(found)
+
+
+def recorded_metrics(summaries: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """Returns METRICS, then the others of these summaries: their figures and words, without their functions."""
+    known = {metric.name: metric for metric in METRICS}
+    for summary in summaries:
+        for name, words in summary.get("metrics", {}).items():
+            known.setdefault(name, Metric(name, compute=_not_here, **words))
+    return tuple(known.values())
+
+
+def check_metrics(names: Sequence[str], classes: int) -> None:
+    """Raises PluginError unless each metric of these names makes a number of labels and logits."""
+    import torch
+
+    from data_partitions import plugins
+
+    for name, metric in zip(names, find_metrics(names)[len(METRICS) :], strict=True):
+        try:
+            float(metric.compute(torch.zeros(2, dtype=torch.int64), torch.zeros(2, classes)))
+        except Exception as error:
+            raise plugins.wrong(
+                "metric", name, metric.compute, f"{plugins.explain(error)}; a number is right"
+            ) from error
+
+
+def judge(
+    test: tuple["Tensor", "Tensor"], validation: tuple["Tensor", "Tensor"], metrics: Iterable[Metric] = METRICS
+) -> ClientFigures:
+    """Returns a client's figures. The first two arguments are labels (n,) and logits (n, classes)."""
+    figures: ClientFigures = {metric.name: float(metric.compute(*test)) for metric in metrics}
     return figures | {"samples": len(test[0]), "validation_accuracy": accuracy(*validation)}

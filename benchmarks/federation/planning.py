@@ -12,6 +12,7 @@ import torch
 from baselines.base import Trainer
 from benchmarks.federation import files, lock
 from benchmarks.federation.experiment import Experiment
+from benchmarks.federation.metrics import check_metrics
 from benchmarks.federation.models import MODELS, check_logits
 from benchmarks.federation.options import UsageError, settings_of
 from benchmarks.federation.registry import build_trainer, find_method
@@ -202,6 +203,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
         try:
             with open_store(store) as opened:
                 experiments.append(Experiment(s, store, opened.sha256))
+                check_metrics(s.metric, len(opened.classes))
                 if label not in trainers:
                     trainers[label] = trainer = build_trainer(s, opened)
                     if s.model not in MODELS:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.federation import files
 from benchmarks.federation.ledger import Entry
-from benchmarks.federation.metrics import METRICS, ClientFigures
+from benchmarks.federation.metrics import METRICS, ClientFigures, Metric, find_metrics
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
@@ -41,7 +41,14 @@ class Totals:
 
 
 STATISTICS = ("mean", "std", "worst_decile")
-OF_METRICS = {f"{m.name}_{statistic}": f"metrics/{m.name}/{statistic}" for m in METRICS for statistic in STATISTICS}
+
+
+def tags_of(metrics: Iterable[Metric]) -> dict[str, str]:
+    """Returns TensorBoard's name of each column of ``metrics`` in rounds.csv."""
+    return {f"{m.name}_{statistic}": f"metrics/{m.name}/{statistic}" for m in metrics for statistic in STATISTICS}
+
+
+OF_METRICS = tags_of(METRICS)
 
 # A new column comes after those that tables of earlier versions have.
 ROUND_COLUMNS = (
@@ -72,6 +79,12 @@ TAGS = OF_METRICS | {
 }
 """TensorBoard's name of a column of rounds.csv. Its page of hyper-parameters shows the five tags that come first in the
 alphabet: with these names, accuracy, its spread and worst decile, and what was transmitted."""
+
+
+def columns_of(table: str, metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Returns the columns of a table of a run with these ``metrics``."""
+    further = {"rounds.csv": tags_of(metrics), "clients.csv": [m.name for m in metrics]}
+    return tuple(dict.fromkeys([*TABLES[table], *further.get(table, ())]))
 
 
 @dataclass(frozen=True)
@@ -122,12 +135,12 @@ class Table:
         return Extent(self.size, self.content.hexdigest())
 
 
-def check_tables(directory: Path, kept: Mapping[str, Extent]) -> None:
+def check_tables(directory: Path, kept: Mapping[str, Extent], metrics: Sequence[Metric] = METRICS) -> None:
     """Raises ValueError unless each table in ``directory`` still begins with what was ``kept`` of it."""
     if kept.keys() != TABLES.keys():
         raise ValueError(f"it names other tables than {', '.join(TABLES)}")
-    for name, columns in TABLES.items():
-        size = kept[name].size
+    for name in TABLES:
+        columns, size = columns_of(name, metrics), kept[name].size
         try:
             if (there := (directory / name).stat().st_size) < size:
                 raise ValueError(f"{name} does not reach it: {there} of the {size} bytes that it had then")
@@ -150,9 +163,11 @@ def whose(client: int | None) -> str:
     return "server" if client is None else f"client {client}"
 
 
-def summarize_figures(figures: Mapping[int, ClientFigures]) -> dict[str, dict[str, Any]]:
+def summarize_figures(
+    figures: Mapping[int, ClientFigures], metrics: Iterable[Metric] = METRICS
+) -> dict[str, dict[str, Any]]:
     """Returns the summary of each metric and of ``validation_accuracy`` by name; NaN where a client's is missing."""
-    better = {metric.name: metric.higher_is_better for metric in METRICS} | {"validation_accuracy": True}
+    better = {metric.name: metric.higher_is_better for metric in metrics} | {"validation_accuracy": True}
     return {
         name: summarize_clients({client: known.get(name, math.nan) for client, known in figures.items()}, higher)
         for name, higher in better.items()
@@ -194,11 +209,15 @@ class Recorder:
 
         directory.mkdir(parents=True, exist_ok=True)
         self.config, self.directory = config, directory
+        self.metrics = find_metrics(config.get("metric", ()))
+        self.tags = TAGS | {column: tag for column, tag in tags_of(self.metrics).items() if column not in TAGS}
         (directory / "summary.json").unlink(missing_ok=True)  # it vouches for a run that has ended
         files.write(
             directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
         )
-        self.tables = {name: Table(directory / name, TABLES[name], (kept or {}).get(name)) for name in TABLES}
+        self.tables = {
+            name: Table(directory / name, columns_of(name, self.metrics), (kept or {}).get(name)) for name in TABLES
+        }
         # The event file is written anew from the rows that stay: purge_step counts rounds, so it would hide every point
         # whose step is a number of parameters.
         for events in directory.glob("events.out.tfevents.*"):
@@ -225,7 +244,7 @@ class Recorder:
         ``figures`` has at least one client. ``received_accuracy`` is each client's test accuracy on the new aggregate
         with its private tensors, before it trains again; it may be empty. ``seconds`` is the run's time so far.
         """
-        summaries = summarize_figures(figures)
+        summaries = summarize_figures(figures, self.metrics)
         row = {"round": number, **vars(totals), "seconds": seconds}
         row |= {f"{name}_{key}": of[key] for name, of in summaries.items() for key in STATISTICS}
         if received_accuracy:
@@ -248,7 +267,7 @@ class Recorder:
     def _plot(self, row: Mapping[str, float], accuracies: list[float]) -> None:
         """Adds one row of rounds.csv and the clients' accuracies of that round to TensorBoard."""
         number = int(row["round"])
-        for column, tag in TAGS.items():
+        for column, tag in self.tags.items():
             if column in row:
                 self.board.add_scalar(tag, row[column], number)
         parameters = int(row["parameters_up"] + row["parameters_down"])

@@ -55,6 +55,7 @@ class Settings(BaseModel):
         description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank; by "
         "default the method's own",
     )
+    metric: list[str] = Field([], description="what else clients are judged by, beside the usual metrics: MODULE:NAME")
     dense: list[str] = Field(
         [], description="modules that stay dense where the weights are factored, such as mlp's classifier"
     )

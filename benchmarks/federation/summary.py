@@ -10,6 +10,7 @@ import torch
 from baselines.base import Params
 from benchmarks.federation import lock, work
 from benchmarks.federation.experiment import Run
+from benchmarks.federation.metrics import METRICS
 from benchmarks.federation.provenance import provenance
 from benchmarks.federation.recorder import summarize_clients, summarize_figures
 
@@ -53,7 +54,7 @@ def summarize(run: Run) -> dict[str, Any]:
     if progress.diverged:
         results["diverged"] = progress.diverged
     else:
-        results |= summarize_figures(run.figures.deployed)
+        results |= summarize_figures(run.figures.deployed, run.recorder.metrics)
         results["accuracy_received_mean"] = summarize_clients(run.figures.received)["mean"]
     return {
         "algo": s.algo,
@@ -67,6 +68,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "rounds": s.rounds,
         "clients": run.store.clients,
         **results,
+        **({"metrics": {m.name: m.words for m in own}} if (own := run.recorder.metrics[len(METRICS) :]) else {}),
         "parameters_per_client_round": {
             way: traffic.sent[f"parameters_{way}"] // count for way, count in messages.items()
         },

@@ -40,6 +40,7 @@ class Share:
         store = open_store(experiment.store, partition_sha256, tried=True)  # by rank 0
         self.samples = lru_cache(CACHED)(partial(load, store, device))
         self.trainer = build_trainer(self.settings, store, device)
+        self.metrics = metrics.find_metrics(self.settings.metric)
         self.fresh_state = self.trainer.get_private_state()
         state_dir = self.settings.state_dir
         self.states: MutableMapping[int, Params] = StateFile(state_dir) if state_dir else {}
@@ -131,7 +132,8 @@ class Share:
         train, *others = (self.samples(context.client, split) for split in ("train", "test", "validation"))
         try:
             with self.trainer.deployed(train, context) as model:
-                return metrics.judge(*(predict(model, data) for data in others))
+                test, validation = (predict(model, data) for data in others)
+                return metrics.judge(test, validation, self.metrics)
         except DivergedError as error:
             self.diverged.append((context.client, str(error)))
             return None

@@ -46,6 +46,13 @@ def test_each_part_is_found_by_all_ranks_of_a_job_elsewhere(tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
     assert "my_method:Decay" in done.stdout
 
+    judged = json.loads(
+        (tmp_path / "judged" / "mnist5k-dirichlet:0.5" / "local" / "seed0" / "summary.json").read_text()
+    )
+    assert 1 >= judged["top3"]["mean"] > judged["accuracy"]["mean"]
+    (tmp_path / "my_metric.py").unlink()
+    assert "top3" in type_in("python pFedPara/benchmarks/report.py judged", tmp_path).stdout
+
     method = tmp_path / "my_method.py"
     method.write_text(method.read_text().replace("gradient.add_", "grad.add_"))
     wrong = type_in(f"{COMMANDS[0]} --overwrite", tmp_path)

@@ -1,5 +1,6 @@
 """Parts that lie outside the repository: found by name, and refused in one sentence with the user's own line."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ import numpy as np
 import pytest
 from torch import nn
 
+from benchmarks import load_results, run_experiment
+from benchmarks.analysis.compare import compare
+from benchmarks.analysis.load import load
+from benchmarks.analysis.tables import wording_of_metrics
 from benchmarks.federation import options, planning
 from benchmarks.federation.models import build_model
 from benchmarks.federation.options import UsageError
@@ -205,6 +210,64 @@ def test_a_data_set_that_cannot_be_used_is_refused_with_the_user_s_own_line(
 ) -> None:
     (folder / "mydata.py").write_text(DATA)
     assert sentence in refused("--dataset", f"mydata:{name}", "--algo", "local")
+
+
+METRICS = """
+from benchmarks.federation.metrics import Metric
+
+def first(labels, logits):
+    return (labels == 0).float().mean()
+
+def whole(labels, logits):
+    return logits
+
+def loss(labels, logits):
+    return 0
+
+def alone(labels):
+    return 0
+
+def fails(labels, logits):
+    return labels.sum().nothing
+
+worst = Metric("lowest", "lowest label", lambda labels, logits: float(labels.min()), higher_is_better=False, scale=1)
+"""
+
+
+def test_a_metric_is_computed_recorded_and_reported_without_its_file(folder: Path) -> None:
+    (folder / "mymetrics.py").write_text(METRICS)
+    names = ["mymetrics:first", "mymetrics:worst"]
+    rounds = run_experiment(algo="local", metric=names, rounds=1, epochs=1, clients=3)
+    (experiment,) = (Path(path) for path in rounds["folder"])
+    (folder / "mymetrics.py").unlink()
+    clients = load_results("runs", level="client")
+    assert rounds["first_mean"][0] == pytest.approx(clients["first"].mean())
+    assert rounds["lowest_worst_decile"][0] == clients["lowest"].max()
+    found = json.loads((experiment / "summary.json").read_text())
+    assert found["first"]["per_client"] == clients["first"].tolist()
+    (comparison,) = compare(load([folder / "runs"]))
+    words = wording_of_metrics(comparison)
+    assert words["first"][0] == f"{rounds['first_mean'][0]:.3f}"
+    assert words["lowest label"][0] == f"{rounds['lowest_mean'][0]:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("whole", "mymetrics.py, line 7: "),
+        ("loss", "mymetrics.py, line 10: 'loss' is taken or no name; choose another"),
+        ("alone", "mymetrics.py, line 13: too many positional arguments, called with 2; a function of labels (n,)"),
+        (
+            "fails",
+            "mymetrics.py, line 17: AttributeError: 'Tensor' object has no attribute 'nothing'; a number is right",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_refused_with_the_user_s_own_line(
+    name: str, sentence: str, folder: Path
+) -> None:
+    (folder / "mymetrics.py").write_text(METRICS)
+    assert sentence in refused("--metric", f"mymetrics:{name}", "--algo", "local")
 
 
 def test_installed_packages_give_their_parts_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
