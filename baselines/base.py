@@ -7,21 +7,35 @@ The gradient of each step is clipped to the norm ``clip_norm``, the same for eve
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from baselines.adapter import FedMLAggregator, FedMLTrainer, RoundContext
+from baselines.adapter import FedMLTrainer, RoundContext
+from baselines.aggregator import Aggregator
 from baselines.augment import crop_and_flip
-from baselines.local_optimizer import ADAMW_DECAY, LocalOptimizer, Name, Rate, rate_for
+from baselines.hyper import Hyper, search
+from baselines.local_optimizer import LocalOptimizer
+from baselines.tensors import Params, all_finite, copy_into, copy_of
 from pfedpara.sharing import split_parameters
 from pfedpara.streams import stream_state
 
-Params = dict[str, Tensor]
+__all__ = [
+    "Aggregator",
+    "DivergedError",
+    "Hyper",
+    "Params",
+    "Trainer",
+    "Work",
+    "all_finite",
+    "copy_into",
+    "copy_of",
+    "search",
+]
+
 Work = dict[str, tuple[int, int]]
 """How many gradients were taken, of a batch's loss and of how many samples in all, by the numbers of the model's
 parameters that they are of."""
@@ -31,117 +45,6 @@ JudgedOn = Literal["received", "trained"]
 
 class DivergedError(ArithmeticError):
     """Training produced a number that is not finite."""
-
-
-def search(low: float, high: float, log: bool = True) -> dict[str, Any]:
-    """Returns what a hyper-parameter's Field takes for it to be tuned from ``low`` to ``high``, on a log scale."""
-    return {"json_schema_extra": {"search": {"low": low, "high": high, "log": log}}}
-
-
-class Hyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Hyper-parameters are checked where they are made: unknown names, types and ranges.
-
-    Those with ``search`` are tuned by benchmarks/tune.py. A default of the ``stepped`` rate is for SGD.
-    """
-
-    stepped: ClassVar[str] = "lr"  # the learning rate that the local optimizer takes
-
-    lr: float = Field(0.1, gt=0, description="η, the clients' learning rate", **search(0.03, 3))
-    lr_decay: float = Field(1.0, gt=0, le=1, description="factor on η after each round")
-    epochs: int = Field(5, ge=1, description="E, local epochs a round")
-    batch_size: int = Field(32, ge=1, description="B, samples a local step")
-    clip_norm: float = Field(1.0, ge=0, description="largest Euclidean norm of a step's gradient; 0 does not clip")
-    optimizer: Name = Field("sgd", description="of the local steps: sgd | momentum | adam | adamw")
-    weight_decay: float = Field(0.0, ge=0, description="λ of the local optimizer; with adamw 0.01 by default")
-    keep_optimizer: bool = Field(False, description="keep the optimizer's state between rounds, on the client")
-    augment: bool = Field(False, description="crop and flip the pictures of each local step at random")
-
-    @classmethod
-    def rate(cls, optimizer: str) -> Rate:
-        """Returns default and bounds of the ``stepped`` rate with that local optimizer."""
-        field = cls.model_fields[cls.stepped]
-        extra: Any = field.json_schema_extra or search(field.default, field.default)
-        return rate_for(optimizer, Rate(field.default, extra["search"]["low"], extra["search"]["high"]))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_optimizer(cls, values: dict[str, Any]) -> dict[str, Any]:
-        optimizer = values.get("optimizer", "sgd")
-        decay = {"weight_decay": ADAMW_DECAY} if optimizer == "adamw" else {}
-        return {cls.stepped: cls.rate(optimizer).default} | decay | values
-
-    @model_validator(mode="after")
-    def _nothing_to_keep(self) -> Self:
-        if self.keep_optimizer and self.optimizer == "sgd":
-            raise ValueError("--keep-optimizer: sgd has no state to keep; take --optimizer momentum, adam or adamw")
-        return self
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether every number is finite. Their sum is 20 times as quick to look at; it may overflow, but hides none."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
-def copy_into(parameters: Mapping[str, Tensor], values: Params) -> None:
-    """Copies ``values`` into ``parameters``. Raises ValueError where names or shapes differ."""
-    if parameters.keys() != values.keys():
-        raise ValueError(f"expected the tensors {sorted(parameters)}, got {sorted(values)}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != values[name].shape:
-                raise ValueError(f"{name}: expected shape {tuple(parameter.shape)}, got {tuple(values[name].shape)}")
-            parameter.copy_(values[name])
-
-
-def copy_of(parameters: Mapping[str, Tensor]) -> Params:
-    """Returns a copy of each tensor, so that no message or state aliases a model in training."""
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-
-class Aggregator(FedMLAggregator):
-    """The server's half: holds the shared tensors and averages what the clients send.
-
-    The tensors in ``travelling`` go down, and those in a trainer's go up, both with the same names and shapes; a method
-    whose messages hold more than the shared parameters adds to both. ``server_state`` is what the server keeps beside
-    that between rounds, such as moments of an optimizer.
-    """
-
-    def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
-        """``model`` and ``hyper`` are the trainer's; ``clients`` counts those that are registered."""
-        super().__init__(model)
-        self.hyper, self.clients = hyper, clients
-        self.shared, _ = split_parameters(model)
-        self.travelling: Mapping[str, Tensor] = self.shared
-        self.server_state: Params = {}
-
-    def get_model_params(self) -> Params:
-        return copy_of(self.travelling)
-
-    def set_model_params(self, model_parameters: Params) -> None:
-        copy_into(self.travelling, model_parameters)
-
-    def get_server_state(self) -> Params:
-        return copy_of(self.server_state)
-
-    def set_server_state(self, state: Params) -> None:
-        """Takes over what ``get_server_state`` returned. Raises ValueError where names or shapes differ."""
-        copy_into(self.server_state, state)
-
-    def set_received(self, received: Params) -> None:
-        """Makes the model what the clients received of it, where their moves began. What else the server has is exact.
-
-        Under FedML's own server nothing is lost on the way, and nobody calls this.
-        """
-        copy_into(self.shared, {name: received[name] for name in self.shared})
-
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        """Returns Σ_k (n_k / n) w_k of the pairs (n_k, w_k), added in the order of the list in float32."""
-        n = sum(weight for weight, _ in updates)
-        total = {name: torch.zeros_like(self.travelling[name]) for name in updates[0][1]}
-        for weight, params in updates:
-            for name, tensor in total.items():
-                tensor.add_(params[name], alpha=weight / n)
-        return total
 
 
 class Trainer(FedMLTrainer):
@@ -333,6 +236,21 @@ class Trainer(FedMLTrainer):
         FedAvg uses it as it is. A method that adapts it first does so here, on the client's training ``data``, and
         changes nothing but the model's tensors. Its optimizer starts afresh. Raises DivergedError as ``fit`` does.
         """
+
+    @contextmanager
+    def joined(self, data: TensorDataset, context: RoundContext) -> Iterator[nn.Module]:
+        """As ``deployed``, for a client that never took part and has just received the shared tensors.
+
+        It first takes the round of ``context`` where it is judged on what it trains or has private tensors of a model.
+        Where it is judged on what it receives, only what it keeps is left of that.
+        """
+        received = copy_of(self.travelling)
+        if self.judged_on == "trained" or self.private:
+            self.fit(data, context)
+        if self.judged_on == "received":
+            self.set_model_params(received)
+        with self.deployed(data, context) as model:
+            yield model
 
     @contextmanager
     def deployed(self, data: TensorDataset, context: RoundContext) -> Iterator[nn.Module]:

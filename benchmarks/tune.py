@@ -3,7 +3,7 @@
     python benchmarks/tune.py                       # every method, 6 trials each; writes benchmarks/tuned.yaml
     python benchmarks/tune.py --algo fedavg scaffold --parameterization lowrank fedpara
 
-What is searched, and where, stands beside each hyper-parameter (``search`` in baselines/base.py). A method's first
+What is searched, and where, stands beside each hyper-parameter (``search`` in baselines/hyper.py). A method's first
 trial is its defaults; Optuna's sampler, a Gaussian process with a fixed seed, proposes the others. A trial's score is
 the mean over partitions and seeds of the last round's mean validation accuracy, 0 where a run diverged. The test split
 is never looked at, and trials see the half of the data set alone that is set aside for them (``run.py --tuning``): no

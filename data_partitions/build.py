@@ -63,15 +63,18 @@ def prepare(
     embed: bool = False,
     tuning: bool = False,
     choices: Choices = AS_READ,
+    new_clients: int = 0,
 ) -> Path:
     """The partition store of a recipe in `folder`: an existing one, verified, or a new one.
 
     data_dir: where raw data lie or are downloaded to. clients: None for all natural clients. fraction: of each client's
     training samples that is kept. embed: keep the samples in the store instead of beside it. tuning: of the samples set
     aside for it alone, none of which is in the test split of a partition that is not for tuning, whatever its recipe.
-    choices: of columns and of pictures' size, for data of one's own.
+    choices: of columns and of pictures' size, for data of one's own. new_clients: so many further clients come last; of
+    natural clients, which those are is drawn by `seed`.
     Raises DataError for bad input, and for existing files that are damaged or of another recipe or source.
     """
+    clients = clients and clients + new_clients
     check(dataset, partition, clients, choices)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise DataError(f"seed {seed!r} is not possible; give a whole number from 0 to 2**64 - 1")
@@ -91,6 +94,8 @@ def prepare(
             raise DataError(f"{samples.meta.dataset} names no clients for 'natural'; {advice}")
         is_test = None if tuning else samples.is_test
         part_of = partitioners.natural(samples.client[used], is_test, clients)
+        if new_clients:
+            part_of = partitioners.draw_last(part_of, new_clients, _stream("new clients", seed))
     else:
         # The source's own test part is everyone's; here each client is judged on samples of its own.
         try:
@@ -103,7 +108,8 @@ def prepare(
     owner = np.full(len(samples.y), splits.UNUSED)
     owner[used] = part_of
     if form.assign is None and samples.client is not None:
-        names = [samples.meta.client_names[client] for client in np.unique(samples.client[owner >= 0])]
+        _, first = np.unique(owner[owner >= 0], return_index=True)
+        names = [samples.meta.client_names[client] for client in samples.client[owner >= 0][first]]
     recipe: dict[str, Any] = {
         "version": RECIPE_VERSION,
         "dataset": samples.meta.dataset,
@@ -114,8 +120,11 @@ def prepare(
         "fraction": float(fraction),
         "tuning": tuning,
     }
+    drawn = {"new_clients": new_clients} if new_clients and form.assign is None else {}
+    recipe |= drawn
     name = "{}-{partition}-clients{clients}-seed{seed}-fraction{fraction}".format(samples_path.stem, **recipe)
-    path = folder / (name.replace(":", "_") + "-tuning" * tuning + "-embedded" * embed + ".h5")
+    marks = f"-new{new_clients}" * bool(drawn) + "-tuning" * tuning + "-embedded" * embed
+    path = folder / (name.replace(":", "_") + marks + ".h5")
     if path.exists():
         with open_store(path) as store:
             found = store.recipe

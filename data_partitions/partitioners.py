@@ -122,6 +122,15 @@ def natural(client: np.ndarray, is_test: np.ndarray | None, clients: int | None)
     return number[client]
 
 
+def draw_last(owner: np.ndarray, count: int, rng: Generator) -> np.ndarray:
+    """`owner` after `count` clients, drawn at random, became the last ones; the order of each kind stays."""
+    clients = owner.max() + 1
+    drawn = np.zeros(clients, bool)
+    drawn[rng.choice(clients, count, replace=False)] = True
+    number = np.argsort(np.argsort(drawn, kind="stable"))
+    return np.where(owner >= 0, number[owner], owner)
+
+
 def _shares(count: int, clients: int, alpha: float, rng: Generator) -> np.ndarray:
     """(count,) clients in ascending order, each as often as its share of a draw from Dirichlet(α)."""
     # Beyond these bounds NumPy's draws overflow; there the shares are equal, or one client's, to all digits anyway.

@@ -94,7 +94,8 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
     a client and round, and bytes_up and bytes_down; transmitted, parameters in all, and bytes; to_model and
     bytes_to_model, those to be sent until the models judged last are on the clients; to_target, these parameters for
     the round in which the mean over seeds first reaches the target; the other metrics by name, each with its
-    half_interval_of. NaN where a method has no such figure. Without a ``target``, ``choose_target`` takes one.
+    half_interval_of; new_received and new_adapted, accuracies of clients that took no part. NaN where a method has no
+    such figure. Without a ``target``, ``choose_target`` takes one.
     """
     columns = ["accuracy.mean", "accuracy.worst_decile", "parameters_per_client_round.up"]
     columns += ["parameters_per_client_round.down"]
@@ -103,9 +104,13 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
     to_model = ["traffic_to_model.parameters", "traffic_to_model.bytes"]
     summaries = [run.summary for finished in runs.values() for run in finished]
     others = [metric.name for metric in recorded_metrics(summaries) if metric.name != "accuracy"]
-    flat = flat.reindex(columns=["label", *columns, *to_model, *(f"{name}.mean" for name in others)])
-    for name in others:  # null where a client's is missing, as in a run that began without this metric
-        flat[f"{name}.mean"] = pd.to_numeric(flat[f"{name}.mean"], errors="coerce")
+    newcomers = {f"new_{name}": f"new_clients.{name}.mean" for name in ("received", "adapted")}
+    flat = flat.reindex(
+        columns=["label", *columns, *to_model, *(f"{name}.mean" for name in others), *newcomers.values()]
+    )
+    for name in (*(f"{name}.mean" for name in others), *newcomers.values()):
+        # null where a client's is missing, as in a run that began without this metric
+        flat[name] = pd.to_numeric(flat[name], errors="coerce")
     seeds = flat.groupby("label")
     mean = seeds[columns].mean()
     if target is None:
@@ -145,6 +150,7 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
             "bytes_to_model": seeds["traffic_to_model.bytes"].agg(mean_of_all),
             "to_target": pd.Series(to_target, dtype=float),
             **{name: seeds[f"{name}.mean"].agg(mean_of_all) for name in others},
+            **{name: seeds[column].agg(mean_of_all) for name, column in newcomers.items()},
             **{f"half_interval_of_{name}": seeds[f"{name}.mean"].agg(half_interval) for name in others},
         },
         index=pd.Index(runs, name="method"),

@@ -31,6 +31,10 @@ LEGEND_OF_METRICS = (
     "Loss, balanced accuracy and macro F1: as accuracy. The latter two are means over the classes that a client's test "
     "split holds."
 )
+LEGEND_OF_NEWCOMERS = (
+    "New clients: clients that took no part, on their own test splits after the last round; as received: the new "
+    "aggregate with initial private tensors; adapted: the model that such a client then deploys."
+)
 LEGEND_OF_COST = (
     "Seconds of a round: what benchmarks/perf/cost.py computes from these bytes and the recorded run of "
     "benchmarks/perf/runtime.py, for a client on each of 100 ranks, and for 10,000 phones with 10 Mb/s each way, the "
@@ -183,7 +187,23 @@ def wording_of_work(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-FURTHER = {wording_of_metrics: LEGEND_OF_METRICS, wording_of_work: LEGEND_OF_WORK, wording_of_cost: LEGEND_OF_COST}
+def wording_of_newcomers(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each method that was judged on clients that took no part; none where there are none."""
+    table = comparison.table.loc[list(comparison.runs)]
+    known = table[table["new_received"].notna()]
+    return pd.DataFrame(
+        {
+            "method": known.index,
+            "new clients, as received %": known["new_received"].map(percent).to_list(),
+            "new clients, adapted %": known["new_adapted"].map(percent).to_list(),
+        }
+    )
+
+
+FURTHER = {
+    **{wording_of_metrics: LEGEND_OF_METRICS, wording_of_newcomers: LEGEND_OF_NEWCOMERS},
+    **{wording_of_work: LEGEND_OF_WORK, wording_of_cost: LEGEND_OF_COST},
+}
 """The tables after the first one, where they have rows, and what their columns mean."""
 
 

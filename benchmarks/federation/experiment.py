@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from baselines.base import Work
 from benchmarks.federation import checkpoint
 from benchmarks.federation.ledger import Traffic
-from benchmarks.federation.metrics import ClientFigures, find_metrics
+from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, find_metrics
 from benchmarks.federation.recorder import Recorder, check_tables
 from benchmarks.federation.registry import build_trainer
 from benchmarks.federation.settings import Settings
@@ -52,6 +52,7 @@ class Figures:
 
     deployed: dict[int, ClientFigures] = field(default_factory=dict)  # on the model that it deploys now
     received: dict[int, float] = field(default_factory=dict)  # accuracy of the newest aggregate as it came
+    new: dict[int, NewcomerFigures] = field(default_factory=dict)  # of each client that took no part
 
 
 class Run:
@@ -62,7 +63,7 @@ class Run:
         """
         self.settings = settings = experiment.settings
         self.store = open_store(experiment.store, experiment.partition_sha256, tried=True)  # in planning
-        self.sizes = self.store.sizes("train").tolist()
+        self.sizes = self.store.sizes("train").tolist()[: settings.clients]
         self.trainer = build_trainer(settings, self.store)  # trains nobody, but knows the method
         self.aggregator = self.trainer.make_aggregator(settings.clients)
         self.progress = Progress(started, saved=time.monotonic())
@@ -114,7 +115,7 @@ class Run:
             if getattr(record, name).keys() != sums.keys():
                 raise checkpoint.RefusedError(f"its {name} are not {', '.join(sums)}")
         named = {*record.seen, *record.figures, *record.received, *record.states}
-        if strangers := named - {*range(self.store.clients)}:
+        if strangers := named - {*range(self.settings.clients)}:
             raise checkpoint.RefusedError(f"there is no client {min(strangers)}")
         if record.states.keys() != (set(record.seen) if self.trainer.kept else set()):
             raise checkpoint.RefusedError(
@@ -131,7 +132,7 @@ class Run:
 
     def untrained(self) -> list[int]:
         """Returns the clients whose deployed model follows from what they receive, not from what they trained."""
-        clients = range(self.store.clients)
+        clients = range(self.settings.clients)
         return [c for c in clients if self.trainer.judged_on == "received" or c not in self.progress.seen]
 
     def give_up(self, client: int | None, reason: str) -> None:

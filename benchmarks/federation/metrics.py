@@ -19,6 +19,10 @@ ClientFigures = dict[str, int | float]
 """What is known of the model that a client would deploy at the end of a round, by name: each metric on its test split,
 ``samples`` in that, and ``validation_accuracy``. A metric that the run did not have yet is missing."""
 
+NewcomerFigures = dict[str, float | None]
+"""The accuracies on its test split of a client that never took part: ``received``, of the model as it came, and
+``adapted``, of the one that it then would deploy; None where its training diverged."""
+
 
 def _not_here(labels: "Tensor", logits: "Tensor") -> float:
     raise RuntimeError("a report has a metric's figures, not its function")

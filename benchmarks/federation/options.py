@@ -220,5 +220,5 @@ def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
                 raise UsageError(f"{algo}: {sentence(error)}") from None
             tuned = [n for n in best if n not in chosen_values or (n in restated and hyper[n] == best[n])]
             found.append(s.model_copy(update={"hyper": hyper, "tuned": sorted(tuned)}))
-        check_partition(s.dataset, s.partition, s.clients, s.choices)
+        check_partition(s.dataset, s.partition, s.clients + s.new_clients, s.choices)
     return found

@@ -160,10 +160,10 @@ def check_writable(folder: Path) -> None:
 
 def find_store(s: Settings) -> Path:
     """Returns the run's partition: one that was built, or one that is prepared beside the runs. Raises DataError."""
-    built = None if s.tuning else find_built(s.dataset, s.partition, s.clients, s.seed, s.fraction)
+    built = None if s.tuning or s.new_clients else find_built(s.dataset, s.partition, s.clients, s.seed, s.fraction)
     folder, embed = (built.parent, built.stem.endswith("-embedded")) if built else (s.out / "data", False)
     recipe = s.dataset, s.data_dir, s.partition, s.clients, s.seed, folder, s.fraction
-    return prepare(*recipe, embed, s.tuning, s.choices)
+    return prepare(*recipe, embed, s.tuning, s.choices, s.new_clients)
 
 
 def check_partition_of_suite(experiments: list[Experiment], options: argparse.Namespace) -> None:
@@ -196,7 +196,8 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
     experiments = []
     trainers: dict[Path, Trainer] = {}
     for s in wanted:
-        recipe = (s.dataset, s.data_dir, s.partition, s.clients, s.seed, s.out, s.fraction, s.tuning, s.choices)
+        data = (s.dataset, s.data_dir, s.choices, s.fraction, s.tuning)
+        recipe = (*data, s.partition, s.clients, s.new_clients, s.seed, s.out)
         if recipe not in stores:
             stores[recipe] = find_store(s)
         store, label = stores[recipe], s.directory.parent

@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.federation import files
 from benchmarks.federation.ledger import Entry
-from benchmarks.federation.metrics import METRICS, ClientFigures, Metric, find_metrics
+from benchmarks.federation.metrics import METRICS, ClientFigures, Metric, NewcomerFigures, find_metrics
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
@@ -172,6 +172,15 @@ def summarize_figures(
         name: summarize_clients({client: known.get(name, math.nan) for client, known in figures.items()}, higher)
         for name, higher in better.items()
     }
+
+
+def summarize_newcomers(figures: Mapping[int, NewcomerFigures]) -> dict[str, dict[str, Any]]:
+    """Returns the summary of each figure by name; NaN where a client's is missing."""
+    found: dict[str, dict[int, float]] = {"received": {}, "adapted": {}}
+    for client, known in figures.items():
+        for name, accuracy in known.items():
+            found[name][client] = math.nan if accuracy is None else accuracy
+    return {name: summarize_clients(of) for name, of in found.items()}
 
 
 def summarize_clients(figures: Mapping[int, float], higher_is_better: bool = True) -> dict[str, Any]:

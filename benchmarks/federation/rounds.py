@@ -18,7 +18,7 @@ from baselines.base import Params, Work, all_finite
 from benchmarks.federation import checkpoint, codec, work
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.ledger import Entry, traffic_to_model
-from benchmarks.federation.metrics import ClientFigures
+from benchmarks.federation.metrics import ClientFigures, NewcomerFigures
 from benchmarks.federation.participation import Participants, draw_participants, faulty
 from benchmarks.federation.recorder import Totals
 from benchmarks.federation.settings import Settings
@@ -55,6 +55,12 @@ class Results(BaseModel):
     adapted_by: Work = {}
 
 
+class Newcomers(BaseModel):
+    """What was found out of some of the clients that never took part."""
+
+    figures: dict[int, NewcomerFigures]
+
+
 class Clients(Protocol):
     def train(self, run: Run, participants: Participants, downlink: Downlink) -> Steps[Updates]:
         """Sends the participants the shared tensors and collects what arrives. Gives the run up where one diverges."""
@@ -66,8 +72,19 @@ class Clients(Protocol):
         given.
         """
 
+    def welcome(self, run: Run, downlink: Downlink) -> Steps[dict[int, NewcomerFigures]]:
+        """Collects what the clients that never took part make of the shared tensors."""
+
     def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
         """Returns what the ledger would say if all clients were sent this that are judged on what they receive."""
+
+
+def judge_newcomers(run: Run, clients: Clients) -> Steps[None]:
+    """Judges the clients that took no part on the last aggregate. What they do is seen by nobody else."""
+    if run.settings.new_clients and not run.progress.diverged:
+        begun = time.perf_counter()
+        run.figures.new = yield from clients.welcome(run, pack_downlink(run, run.progress.round + 1))
+        run.progress.seconds["evaluation"] += time.perf_counter() - begun
 
 
 def take_rounds(run: Run, clients: Clients, show: Show) -> Steps[None]:
@@ -162,7 +179,7 @@ def judged(settings: Settings, number: int) -> bool:
 def judged_in_training(run: Run) -> bool:
     """Whether clients are judged when they train: where not all do so in each round, their model is gone later."""
     settings = run.settings
-    return judged(settings, run.progress.round) or faulty(settings) or settings.clients_per_round < run.store.clients
+    return judged(settings, run.progress.round) or faulty(settings) or settings.clients_per_round < settings.clients
 
 
 def checkpoint_due(run: Run) -> bool:

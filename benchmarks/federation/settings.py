@@ -49,6 +49,11 @@ class Settings(BaseModel):
     tuning: bool = Field(False, description="train on the half of the data set that is set aside for tuning")
     clients: int = Field(10, ge=1, description="clients that hold data")
     clients_per_round: int = Field(10, ge=1, description="clients drawn for each round (default: all)")
+    new_clients: int = Field(
+        0,
+        ge=0,
+        description="further clients that hold data, never train for others, and are judged after the last round",
+    )
     rounds: int = Field(30, ge=1, description="rounds of communication")
     parameterization: Weights = Field(
         "dense",

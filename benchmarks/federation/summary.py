@@ -12,7 +12,7 @@ from benchmarks.federation import lock, work
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.metrics import METRICS
 from benchmarks.federation.provenance import provenance
-from benchmarks.federation.recorder import summarize_clients, summarize_figures
+from benchmarks.federation.recorder import summarize_clients, summarize_figures, summarize_newcomers
 
 
 def digest(params: Params) -> str:
@@ -56,6 +56,8 @@ def summarize(run: Run) -> dict[str, Any]:
     else:
         results |= summarize_figures(run.figures.deployed, run.recorder.metrics)
         results["accuracy_received_mean"] = summarize_clients(run.figures.received)["mean"]
+        if s.new_clients:
+            results["new_clients"] = summarize_newcomers(run.figures.new)
     return {
         "algo": s.algo,
         "label": s.label,
@@ -66,7 +68,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "model": s.model,
         "seed": s.seed,
         "rounds": s.rounds,
-        "clients": run.store.clients,
+        "clients": s.clients,
         **results,
         **({"metrics": {m.name: m.words for m in own}} if (own := run.recorder.metrics[len(METRICS) :]) else {}),
         "parameters_per_client_round": {

@@ -43,6 +43,8 @@ class Kind(IntEnum):
     STATE = 10  # W: that state, from worker to worker
     ABSENT = 11  # W: the client received the tensors, and fails or comes too late
     WAIT = 12  # S: the server is there, and waits for others
+    WELCOME = 13  # S: judge these clients, which never took part, on the last aggregate
+    NEWCOMERS = 14  # W: their figures
 
 
 FIELDS: dict[Kind, dict[str, type]] = {
@@ -58,10 +60,12 @@ FIELDS: dict[Kind, dict[str, type]] = {
     Kind.STATE: {"client": int, "round": int},
     Kind.ABSENT: {"client": int, "round": int},
     Kind.WAIT: {},
+    Kind.WELCOME: {"round": int, "clients": list},
+    Kind.NEWCOMERS: {"round": int, "figures": dict},
 }
 """What a message of each kind must hold, beside tensors; JSON's own types."""
 
-FROM_SERVER = {Kind.SETUP, Kind.TRAIN, Kind.EVALUATE, Kind.FINISH, Kind.MOVE, Kind.WAIT}
+FROM_SERVER = {Kind.SETUP, Kind.TRAIN, Kind.EVALUATE, Kind.FINISH, Kind.MOVE, Kind.WAIT, Kind.WELCOME}
 
 DIRECTION = {Kind.TRAIN: "down", Kind.UPDATE: "up", Kind.STATE: "move"}
 

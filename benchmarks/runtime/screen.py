@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.metrics import ClientFigures
-from benchmarks.federation.recorder import whose
+from benchmarks.federation.recorder import summarize_newcomers, whose
 from benchmarks.federation.settings import Settings
 from benchmarks.runtime.launch import launcher
 from benchmarks.terminal import printable
@@ -71,3 +71,7 @@ class Screen:
         if d := run.progress.diverged:
             sentence = f"diverged: {run.settings.label}, {whose(d['client'])}, round {d['round']}: {d['reason']}"
             print(printable(sentence), file=sys.stderr, flush=True)
+        elif run.figures.new:
+            means = {name: of["mean"] for name, of in summarize_newcomers(run.figures.new).items()}
+            line = "  {} new clients: accuracy {received:.3f} as received, {adapted:.3f} after adapting"
+            print(line.format(len(run.figures.new), **means), file=self.terminal or sys.stdout, flush=True)

@@ -14,8 +14,18 @@ from baselines.base import Params
 from benchmarks.federation import codec
 from benchmarks.federation.experiment import Experiment, Run
 from benchmarks.federation.ledger import Entry
+from benchmarks.federation.metrics import NewcomerFigures
 from benchmarks.federation.participation import Participants
-from benchmarks.federation.rounds import Downlink, Results, Steps, Updates, judged_in_training, take_rounds
+from benchmarks.federation.rounds import (
+    Downlink,
+    Newcomers,
+    Results,
+    Steps,
+    Updates,
+    judge_newcomers,
+    judged_in_training,
+    take_rounds,
+)
 from benchmarks.federation.summary import finish
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter
 from benchmarks.runtime.node import Node
@@ -71,7 +81,7 @@ class Server(Node):
         self.turns = self.work()
 
     def register_message_receive_handlers(self) -> None:
-        for kind in (Kind.READY, Kind.RESULTS, *OF_CLIENT):
+        for kind in (Kind.READY, Kind.RESULTS, Kind.NEWCOMERS, *OF_CLIENT):
             self.register_message_receive_handler(kind, self.go_on)
 
     def run(self) -> None:
@@ -108,6 +118,7 @@ class Server(Node):
             run.progress.seconds["startup"] += time.monotonic() - self.started
             self.screen.begin(run.settings, run.progress.round)
             yield from take_rounds(run, self, self.screen.advance)
+            yield from judge_newcomers(run, self)
             finish(run, len(self.workers))
             self.started = time.monotonic()
             self.screen.end(run)
@@ -237,6 +248,24 @@ class Server(Node):
                 raise MessageError(message, f"its {where} is {first['input']!r:.40}: {first['msg']}") from None
         own_ledger = self.com_manager.ledger.take()
         return [*results, Results(trained=[], received={}, fresh={}, diverged=[], ledger=own_ledger)]
+
+    def welcome(self, run: Run, downlink: Downlink) -> Steps[dict[int, NewcomerFigures]]:
+        """As ``Clients.welcome``."""
+        sizes = run.store.sizes("train").tolist()
+        shares, _ = place(
+            {client: sizes[client] for client in range(run.settings.clients, len(sizes))}, {}, self.workers, 0
+        )
+        for worker, own in shares.items():
+            self.send(Kind.WELCOME, worker, downlink.received, round=run.progress.round, clients=own)
+        self.waiting = {(Kind.NEWCOMERS, worker) for worker in self.workers}
+        found: dict[int, NewcomerFigures] = {}
+        while self.waiting:
+            self.tick_off(message := (yield), run)
+            try:
+                found |= Newcomers.model_validate({"figures": message.get("figures")}).figures
+            except ValidationError as error:
+                raise MessageError(message, f"its figures are none: {error.errors()[0]['msg']}") from None
+        return found
 
     def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
         """As ``Clients.cost``."""

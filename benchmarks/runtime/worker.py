@@ -5,6 +5,7 @@ trained it last, in memory or in a file, and moves when another worker trains it
 """
 
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from baselines.adapter import RoundContext, predict
 from baselines.base import DivergedError, Params, Work
 from benchmarks.federation import checkpoint, codec, metrics, work
 from benchmarks.federation.experiment import Experiment
-from benchmarks.federation.metrics import ClientFigures
+from benchmarks.federation.metrics import ClientFigures, NewcomerFigures
 from benchmarks.federation.registry import build_trainer
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError
 from benchmarks.runtime.node import Node
@@ -59,7 +60,10 @@ class Share:
 
     def answers(self) -> dict[Kind, Callable[[Message], None]]:
         """Returns what answers each kind of message that is for this share."""
-        return {Kind.TRAIN: self.train, Kind.EVALUATE: self.evaluate, Kind.MOVE: self.move, Kind.STATE: self.on_state}
+        return {
+            **{Kind.TRAIN: self.train, Kind.EVALUATE: self.evaluate, Kind.WELCOME: self.welcome},
+            **{Kind.MOVE: self.move, Kind.STATE: self.on_state},
+        }
 
     def take_up(self, client: int, received: Params) -> Params:
         """Makes the trainer that client's: its private tensors, then the shared ones that came. Returns both."""
@@ -168,6 +172,23 @@ class Share:
             adapted_by=self.adapted_by,
         )
         self.trained, self.diverged, self.trained_by, self.adapted_by = {}, [], {}, {}
+        self.node.busy = ""
+
+    def welcome(self, message: Message) -> None:
+        """Judges clients that never took part, as they receive the shared tensors and after they adapted to them."""
+        found: dict[int, NewcomerFigures] = {}
+        for client in message.get("clients"):
+            self.node.busy = f"new client {client}, evaluation after round {message.get('round')}"
+            train, test = (self.samples(client, split) for split in ("train", "test"))
+            self.take_up(client, codec.unflatten(message.get(TENSORS), self.trainer.travelling))
+            received, adapted = metrics.accuracy(*predict(self.trainer.model, test)), None
+            with (
+                suppress(DivergedError),
+                self.trainer.joined(train, RoundContext(self.settings.seed, client, message.get("round"))) as model,
+            ):
+                adapted = metrics.accuracy(*predict(model, test))
+            found[client] = {"received": received, "adapted": adapted}
+        self.node.send(Kind.NEWCOMERS, 0, round=message.get("round"), figures=found)
         self.node.busy = ""
 
 

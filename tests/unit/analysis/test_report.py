@@ -22,7 +22,7 @@ from benchmarks.analysis.load import load
 from benchmarks.analysis.plots.accuracy_vs_parameters import ACCURACY_VS_PARAMETERS
 from benchmarks.analysis.plots.plot import choose_looks
 from benchmarks.analysis.statistics import half_interval
-from benchmarks.analysis.tables import LEGEND_OF_COST, wording, wording_of_metrics
+from benchmarks.analysis.tables import LEGEND_OF_COST, wording, wording_of_metrics, wording_of_newcomers
 from benchmarks.federation.recorder import Recorder, Totals, summarize_figures
 from benchmarks.perf import cost
 from tests.support import ROOT, figures_of
@@ -476,6 +476,22 @@ def test_fedavg_on_factors_is_one_method_under_its_former_name_too(tmp_path):
     (comparison,) = compare(load([tmp_path]))
     assert comparison.table["seeds"].to_dict() == {"fedpara-8bit": 2}
     assert list(arrange(comparison)) == [("fedavg", "fedpara", "32", "32")]
+
+
+def test_new_clients_by_hand(tmp_path):
+    def of(mean):
+        return {"mean": mean, "std": 0.0, "worst_decile": mean, "per_client": [mean]}
+
+    for seed, received in ((0, 0.5), (1, 0.6)):
+        folder = record(tmp_path, "fedper", seed, [(0.5, 0.5)], new_clients=1)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["new_clients"] = {"received": of(received), "adapted": of(0.7)}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    record(tmp_path, "fedavg", 0, [(0.5, 0.5)], new_clients=1)  # of which this is not known
+    (comparison,) = compare(load([tmp_path]))
+    assert wording_of_newcomers(comparison).to_dict("records") == [
+        {"method": "fedper", "new clients, as received %": "55.0", "new clients, adapted %": "70.0"}
+    ]
 
 
 def test_a_run_that_names_no_local_optimizer_had_sgd(tmp_path):
