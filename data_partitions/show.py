@@ -42,6 +42,13 @@ def duplicates(store: Store) -> dict[str, tuple[int, int]]:
     return found
 
 
+WIDTH = 6.75
+"""Inches of a figure: both columns of a paper."""
+
+TICKS = 100
+"""Classes whose names can still be read beside the rows."""
+
+
 def heat_map(store: Store) -> "Figure":
     """How many samples of each class (rows) each client (columns) has, all splits together."""
     from matplotlib.colors import LogNorm
@@ -49,16 +56,24 @@ def heat_map(store: Store) -> "Figure":
 
     counts = store.counts().T
     classes, clients = counts.shape
-    figure = Figure(figsize=(min(3 + 0.35 * clients, 14), min(1.6 + 0.28 * classes, 12)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, min(1.4 + 0.18 * classes, 9)), layout="constrained")
     axes = figure.subplots()
     # Logarithmic, and zero stays white: a few must look neither like none nor like the rest beside the largest count.
     norm = LogNorm(1, max(counts.max(), 2))
     image = axes.imshow(counts, aspect="auto", cmap="viridis_r", interpolation="nearest", norm=norm)
-    figure.colorbar(image, label="samples (white: none)")
-    axes.set(xlabel="client", ylabel="class")
-    axes.set_title(title(store), parse_math=False)
-    names = [printable(name) for name in store.classes]
-    axes.set_yticks(range(classes), names, fontsize=9 if classes <= 30 else 5, parse_math=False)
+    bar = figure.colorbar(image)
+    bar.set_label("samples (white: none)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    axes.set_xlabel("client", fontsize=8)
+    axes.set_ylabel("class", fontsize=8)
+    caption = "row: class; column: client; colour: its samples, all splits together"
+    axes.set_title(f"{title(store)}\n{caption}", fontsize=8, parse_math=False)
+    names = [f"{name[:11]}…" if len(name) > 12 else name for name in map(printable, store.classes)]
+    if classes <= TICKS:
+        axes.set_yticks(range(classes), names, fontsize=min(7, 600 / classes), parse_math=False)
+    else:
+        axes.set_yticks([])
+    axes.tick_params(axis="x", labelsize=7)
     if clients <= 30:
         axes.set_xticks(range(clients))
     return figure
@@ -70,8 +85,9 @@ def contact_sheet(store: Store) -> "Figure":
 
     pictures = store.task == "image"
     rows, columns = min(store.clients, 10), 12 if pictures else 1
-    figure = Figure(figsize=(9, (0.8 if pictures else 0.3) * rows + 0.6), layout="constrained")
-    figure.suptitle(f"Training samples: {title(store)}", parse_math=False)
+    figure = Figure(figsize=(WIDTH, (0.62 if pictures else 0.25) * rows + 0.6), layout="constrained")
+    caption = f"row: client; column: a training sample, {'above it' if pictures else 'and after the arrow'} its class"
+    figure.suptitle(f"{title(store)}\n{caption}", fontsize=8, parse_math=False)
     for client, row in enumerate(figure.subplots(rows, columns, squeeze=False)):
         x, y = store.samples(client, "train")
         for axes in row:

@@ -2,7 +2,7 @@
 
 CHECKPOINT is a state dict written by ``torch.save`` or safetensors. For every factored weight, and every dense matrix
 or kernel, it prints the numerical and the effective rank, the largest and least singular value and how evenly the norm
-is spread over the factors, and plots all singular values and a histogram. A kernel is unfolded to (O, I k1 k2).
+is spread over the factors; --plot FILE draws all singular values and a histogram. A kernel is unfolded to (O, I k1 k2).
 """
 
 import argparse
@@ -90,18 +90,28 @@ def format_statistics(rows: list[WeightStatistics]) -> str:
 
 
 def plot_statistics(rows: list[WeightStatistics], path: Path) -> None:
-    """Writes a PNG: singular values on the left, histograms of the weights on the right, one row per weight."""
+    """Writes a picture in the format of its suffix, a row per weight: singular values left, a histogram right."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.9 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(6.75, 0.4 + 1.6 * len(rows)), layout="constrained")
+    figure.suptitle("row: weight; left: its singular values; right: histogram of its entries", fontsize=8)
     for (left, right), row in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
-        left.semilogy(range(1, len(row.singular_values) + 1), row.singular_values.clamp_min(1e-12))
-        title = f"{repr(row.name)[1:-1]}: rank {row.rank}, effective {row.effective_rank:.0f}"
-        left.set_title(title, fontsize="small", parse_math=False)
-        left.set(xlabel="index", ylabel="singular value", ylim=(row.singular_values[0] * 1e-5, None))
-        right.hist(row.weight.flatten().numpy(), bins=80)
+        left.semilogy(
+            range(1, len(row.singular_values) + 1), row.singular_values.clamp_min(1e-12).numpy(), color="#0072B2"
+        )
+        name = repr(row.name)[1:-1]
+        title = f"{name if len(name) < 40 else name[:19] + '…' + name[-19:]}: rank {row.rank}"
+        left.set_title(f"{title}, effective {row.effective_rank:.0f}", fontsize=8, parse_math=False)
+        left.set(xlabel="index", ylabel="singular value", ylim=(float(row.singular_values[0]) * 1e-5, None))
+        right.hist(row.weight.flatten().numpy(), bins=80, color="#0072B2")
         right.set(xlabel="weight", ylabel="count", yscale="log")
-    figure.savefig(path, dpi=100)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=7)
+            axes.xaxis.label.set_fontsize(8)
+            axes.yaxis.label.set_fontsize(8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200)
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -143,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", help="state dict (.safetensors, or written by torch.save)")
     parser.add_argument("--method", choices=get_args(Method), default="pfedpara", help="(default: %(default)s)")
     parser.add_argument("--tanh", action="store_true", help="the inner products pass through tanh")
-    parser.add_argument("--plot", type=Path, help="PNG to write (default: the checkpoint's name with .png)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them as well: a .png, .pdf or .svg")
     parser.add_argument("--rank-experiment", type=int, metavar="DRAWS", help="ranks of random weights instead")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for encodings without σ
@@ -156,12 +166,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("give a checkpoint, or --rank-experiment DRAWS")
     try:
         rows = list(weight_statistics(load_state(options.checkpoint), options.method, options.tanh))
+        if options.plot:
+            plot_statistics(rows, options.plot)
     except (OSError, ValueError) as error:
         parser.error(repr(str(error))[1:-1])
     print(format_statistics(rows))
-    plot = options.plot or options.checkpoint.with_suffix(".png")
-    plot_statistics(rows, plot)
-    print(f"plot: {repr(str(plot))[1:-1]}")
+    if options.plot:
+        print(f"plot: {repr(str(options.plot))[1:-1]}")
 
 
 if __name__ == "__main__":

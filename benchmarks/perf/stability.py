@@ -128,6 +128,18 @@ def draw(runs: list[Trial], title: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def describe(runs: list[Trial], start: str, clip_norm: float) -> str:
+    """Returns how often that start diverged: where the dense model did not, if that one ran."""
+    own, dense = ([run for run in runs if (run.start, run.clip_norm) == (each, clip_norm)] for each in (start, "dense"))
+    best = max((run.accuracy for run in own if not run.diverged), default=math.nan)
+    text = f"{start:9} clip {clip_norm:g}: best accuracy {best:.3f}; "
+    if start == "dense" or not dense:
+        missing = "" if dense else " (no dense run to compare with: --starts lacks it)"
+        return text + f"{sum(run.diverged for run in own)} of {len(own)} diverged{missing}"
+    lost = sum(run.diverged and not other.diverged for run, other in zip(own, dense, strict=True))
+    return text + f"{lost} of {len(own)} diverged where dense did not"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Where FedPara trains and where it diverges.")
     parser.add_argument("--method", choices=get_args(Method)[:2], default="fedpara")
@@ -154,12 +166,7 @@ def main() -> None:
     table.to_csv(options.output.with_suffix(".csv"), index=False, na_rep="nan")
     draw(runs, f"{options.method}: accuracy after {options.steps} steps, × diverged", options.output)
     for start, clip_norm in product(options.starts, CLIP_NORMS):
-        own = [run for run in runs if (run.start, run.clip_norm) == (start, clip_norm)]
-        dense = [run for run in runs if (run.start, run.clip_norm) == ("dense", clip_norm)] or own
-        lost = sum(run.diverged and not other.diverged for run, other in zip(own, dense, strict=True))
-        best = max((run.accuracy for run in own if not run.diverged), default=math.nan)
-        print(f"{start:9} clip {clip_norm:g}: best accuracy {best:.3f}; ", end="")
-        print(f"{lost} of {len(own)} diverged where dense did not")
+        print(describe(runs, start, clip_norm))
 
 
 if __name__ == "__main__":

@@ -214,12 +214,13 @@ def test_a_refused_record_holds_no_escape_sequence(tmp_path):
 def test_names_of_weights(tmp_path):
     path = tmp_path / f"{NAME}.safetensors"
     save_file({NAME: torch.eye(3)}, path)
-    done = python("-m", "pfedpara.inspect", path)
+    picture = path.with_suffix(".png")
+    done = python("-m", "pfedpara.inspect", path, "--plot", picture)
     assert done.returncode == 0, done.stderr
     shown = done.stdout.decode()
     assert not obeyed(shown)
     assert shown.splitlines()[1].startswith(SHOWN)
-    assert path.with_suffix(".png").stat().st_size > 1000
+    assert picture.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["\x1b[31m.pt", "\x1b[31m.safetensors"])

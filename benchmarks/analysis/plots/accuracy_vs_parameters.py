@@ -21,7 +21,7 @@ def draw_curve(axes: Axes, curve: pd.DataFrame, style: Style, label: str) -> Non
     accuracy, sent, half = curve["accuracy"], curve["sent"], curve["half_interval"]
     low, high = (accuracy - half).clip(lower=0), (accuracy + half).clip(upper=1)
     if sent.any():
-        every = -(-len(curve) // 8)
+        every = -(-len(curve) // 10)
         axes.plot(sent, accuracy, **style.line, label=label, markevery=((len(curve) - 1) % every, every), zorder=2.5)
         axes.fill_between(sent, low, high, color=style.color, alpha=0.18, linewidth=0)
     else:  # a logarithmic axis has no place for 0

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from benchmarks.analysis.compare import Comparison, compare
-from benchmarks.analysis.load import load
+from benchmarks.analysis.latex import latex, latex_text
+from benchmarks.analysis.load import ReportError, load
 from benchmarks.analysis.plots.accuracy_per_client import ACCURACY_PER_CLIENT
 from benchmarks.analysis.plots.accuracy_vs_parameters import ACCURACY_VS_PARAMETERS
 from benchmarks.analysis.plots.plot import GREY, STYLE, WIDTHS, Drawn, Plot, choose_looks, short
@@ -137,3 +138,25 @@ def test_long_names_keep_both_ends() -> None:
 
 def test_names_are_not_parsed(sixty: Comparison) -> None:
     assert set(HOSTILE[:2]) < {text.get_text() for text in words_of(draw(ACCURACY_PER_CLIENT, sixty).figure)}
+
+
+def test_tables_in_latex_hold_names_as_they_are(sixty: Comparison) -> None:
+    """LaTeX would obey $, _, #, % and \\, and after a row's end read [ as an option."""
+    lines = latex([sixty]).splitlines()
+    assert lines[3] == r"\toprule"
+    assert any(line.startswith(r"\$x\_1\$ {[}bold{]} & ") for line in lines)
+    assert any(line.startswith(r"\textless{}script\textgreater{}alert(1)") for line in lines)
+    rows = [line for line in lines if line.endswith(r" \\")]
+    assert len(rows) == 61
+    assert {row.count(" & ") for row in rows} == {6}
+    assert latex_text("-1.2 ± 0.3 & 5 % of {a}\\b") == r"$-$1.2 $\pm$ 0.3 \& 5 \% of \{a\}\textbackslash{}b"
+
+
+def test_methods_are_chosen_by_name_and_keep_their_differences(three: Comparison) -> None:
+    runs = [run for found in three.runs.values() for run in found]
+    (chosen,) = compare(runs, None, ["fedavg"])
+    assert chosen.table["difference"].to_dict() == pytest.approx({"fedavg": -0.08})
+    assert chosen.target == three.target
+    assert len(chosen.commands) == 1
+    with pytest.raises(ReportError, match="no run is of a method fedagv; there are: fedavg, local, pfedpara"):
+        compare(runs, None, ["fedagv"])

@@ -5,9 +5,23 @@ from pathlib import Path
 import pytest
 
 from baselines.base import Hyper
-from benchmarks.perf.stability import CLIP_NORMS, GUESS, build, shuffled_digits, train
+from benchmarks.perf.stability import CLIP_NORMS, GUESS, Trial, build, describe, shuffled_digits, train
 from pfedpara.hadamard import Method
 from tests.support import run, summary
+
+
+def test_what_is_said_of_a_start_names_what_it_is_compared_with() -> None:
+    nan = float("nan")
+    ours = [Trial("ours", 0, 1, 0.5, lr, accuracy) for lr, accuracy in ((0.1, 0.9), (0.3, nan), (1.0, nan))]
+    dense = [
+        trial._replace(start="dense", accuracy=accuracy) for trial, accuracy in zip(ours, (0.9, 0.8, nan), strict=True)
+    ]
+    assert (
+        describe(ours + dense, "ours", 0)
+        == "ours      clip 0: best accuracy 0.900; 1 of 3 diverged where dense did not"
+    )
+    assert describe(ours + dense, "dense", 0) == "dense     clip 0: best accuracy 0.900; 1 of 3 diverged"
+    assert describe(ours, "ours", 0).endswith("2 of 3 diverged (no dense run to compare with: --starts lacks it)")
 
 
 @pytest.mark.slow

@@ -48,11 +48,16 @@ def test_command_line(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / f"model{suffix}"
     state = model("fedpara").state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    main([str(path), "--method", "fedpara"])
+    picture = tmp_path / "new" / "picture.pdf"
+    main([str(path), "--method", "fedpara", "--plot", str(picture)])
     lines = capsys.readouterr().out.splitlines()
     names_and_shapes = {tuple(line.split()[:2]) for line in lines[1:4]}
     assert names_and_shapes == {("0.weight", "24×16×3×3"), ("3.weight", "3×24"), ("4.weight", "32×48")}
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"%PDF")
+    assert {found.name for found in tmp_path.iterdir()} == {path.name, "new"}  # nothing beside the checkpoint
+    with pytest.raises(SystemExit):
+        main([str(path), "--method", "fedpara", "--plot", str(picture.with_suffix(".what"))])
+    assert "what" in capsys.readouterr().err
 
 
 def test_what_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
