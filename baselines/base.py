@@ -68,6 +68,7 @@ class Trainer(FedMLTrainer):
         self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
         self.trainable = list(model.parameters())  # what a step changes
         self.work: Work = {}
+        self.private_rate = 1.0  # of the private parameters, in parts of η
         self.optimizers: dict[str, LocalOptimizer] = {}  # a method with a second model has one for that as well
         self.optimizer = self.add_optimizer("shared", dict(model.named_parameters()))
 
@@ -188,8 +189,21 @@ class Trainer(FedMLTrainer):
         loss, gradients = self.gradients(x, y)
         with torch.no_grad():
             self.correct(gradients)
+            if self.private_rate != 1:
+                private = {id(tensor) for tensor in self.private.values()}
+                for parameter, gradient in zip(self.trainable, gradients, strict=True):
+                    if id(parameter) in private:
+                        gradient.mul_(self.private_rate)
         self.optimizer.step(self.trainable, gradients, lr)
         return loss
+
+    def slow_down_private(self, rate: float) -> None:
+        """Makes the private parameters learn at ``rate`` times η. Raises ValueError where steps are not plain SGD's."""
+        if rate != 1 and type(self).step is not Trainer.step:
+            raise ValueError("private_lr: the method has a step of its own; take fedavg or fedper")
+        if rate != 1 and self.hyper.optimizer != "sgd":
+            raise ValueError(f"private_lr scales the steps of --optimizer sgd alone, not of {self.hyper.optimizer}")
+        self.private_rate = rate
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds what a method adds to the loss's gradients, in place; one for each of ``self.trainable``."""

@@ -13,6 +13,8 @@
                                    common, W1 ⊙ W2 what is the client's own
     lowrank   W = W1               the conventional product that FedPara is compared with
 
+pFedPara's private half may also be added, W = W1 + D with a dense private D (m, n): ``additive``.
+
 Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", ICLR 2022
 (Propositions 1 and 3). Originals are kept in the order X1, Y1, X2, Y2 or T1, X1, Y1, T2, X2, Y2.
 
@@ -121,31 +123,43 @@ class Composition(nn.Module):
     """Composes a weight from its factors; what ``torch.nn.utils.parametrize`` registers on a layer.
 
     ``shape`` is (m, n) or (O, I, k1, k2), and ``weight_shape`` that of the weight itself, for a kernel factored as a
-    matrix. ``tanh`` composes tanh(W1) and tanh(W2), the paper's non-linearity of the inner products.
+    matrix. ``tanh`` composes tanh(W1) and tanh(W2), the paper's non-linearity of the inner products. ``additive`` is
+    for pFedPara: D is kept as (m, n), or (O, I k1 k2).
     """
 
     def __init__(
-        self, method: Method, shape: tuple[int, ...], weight_shape: tuple[int, ...], rank: int, tanh: bool
+        self,
+        method: Method,
+        shape: tuple[int, ...],
+        weight_shape: tuple[int, ...],
+        rank: int,
+        tanh: bool,
+        additive: bool = False,
     ) -> None:
         super().__init__()
+        self.additive = additive
         self.method, self.shape, self.weight_shape, self.rank, self.tanh = method, shape, weight_shape, rank, tanh
-        self.inner_products = 1 if method == "lowrank" else 2
+        self.inner_products = 1 if method == "lowrank" or additive else 2
 
     @property
     def factor_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all factors, in the order of the originals."""
         rank, (rows, columns, *kernel) = self.rank, self.shape
         core = [(rank, rank, *kernel)] if kernel else []
-        return self.inner_products * [*core, (rows, rank), (columns, rank)]
+        private = [(rows, math.prod(self.shape[1:]))] if self.additive else []
+        return self.inner_products * [*core, (rows, rank), (columns, rank)] + private
 
     @property
     def private_originals(self) -> tuple[str, ...]:
         """Names of the originals that never leave the client: pFedPara's second half, none otherwise."""
         count = len(self.factor_shapes)
-        return tuple(f"original{i}" for i in range(count // 2, count)) if self.method == "pfedpara" else ()
+        first = count - 1 if self.additive else count // 2
+        return tuple(f"original{i}" for i in range(first, count)) if self.method == "pfedpara" else ()
 
     def products(self, factors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """The factors of each inner product."""
+        if self.additive:
+            return [factors[:-1]]
         count = len(factors) // self.inner_products
         return [factors[i : i + count] for i in range(0, len(factors), count)]
 
@@ -159,12 +173,15 @@ class Composition(nn.Module):
         W = [X @ Z for X, Z in pairs]  # each (m, n) or (O, I k1 k2)
         if self.tanh:
             W = [inner.tanh() for inner in W]
+        if self.additive:
+            W = [W[0] + factors[-1]]
         if len(W) == 2:
             W = [W[0] * (W[1] + shift if shift else W[1])]
         return W[0].view(self.weight_shape)
 
     def extra_repr(self) -> str:
-        return f"{self.method}, shape={self.shape}, rank={self.rank}" + (", tanh" if self.tanh else "")
+        kind = ", additive" * self.additive + ", tanh" * self.tanh
+        return f"{self.method}, shape={self.shape}, rank={self.rank}{kind}"
 
 
 def initial_factors(composition: Composition, weight: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -172,8 +189,8 @@ def initial_factors(composition: Composition, weight: Tensor, generator: torch.G
 
     A layer thus starts as the dense layer it replaces would, however that one was initialised: as He et al. where that
     one was. The factors are drawn from N(0, 1) and brought to the size s at which the mean square is right; on a He
-    layer of n inputs, in expectation, (r s⁴)² = 2/n for FedPara and r s⁴ = 2/n for the other two. For pFedPara Y2 is 0,
-    hence W = W1: every client, seen or unseen, starts at the same function. (X2 and Y2 both at 0 would be a saddle.)
+    layer of n inputs, in expectation, (r s⁴)² = 2/n for FedPara and r s⁴ = 2/n for the other two. For pFedPara Y2 or D
+    is 0, hence W = W1: every client, seen or not, starts at the same function. (X2 and Y2 both at 0 would be a saddle.)
 
     Rows of zeros, such as an embedding's padding, stay zero. Raises ValueError where the weight is all zero, or, with
     tanh, so large that no factors reach it.
@@ -188,7 +205,7 @@ def initial_factors(composition: Composition, weight: Tensor, generator: torch.G
     order = len(factors)  # of the product that is W at the start
     if composition.method == "pfedpara":
         factors[-1].zero_()
-        order //= 2
+        order = order - 1 if composition.additive else order // 2
     X1 = composition.products(factors)[0][-2]
     X1[weight.detach().flatten(1).abs().amax(1).cpu() == 0] = 0
     # The first step is exact for a product; tanh bends it, which a few more correct.

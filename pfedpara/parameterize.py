@@ -35,6 +35,7 @@ def parameterize(
     dense: Collection[str] = (),
     kernel: Kernel = "tensor",
     tanh: bool = False,
+    additive: bool = False,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """Replaces the weights of ``model``'s Linear, Conv2d, LSTM and Embedding layers by products of factors, in place.
@@ -52,6 +53,8 @@ def parameterize(
     leaves no weight to factor.
     """
     check_gamma(gamma)
+    if additive and method != "pfedpara":
+        raise ValueError(f"additive is of pfedpara's private half, and {method} has none")
     for name, value, known in (("method", method, get_args(Method)), ("kernel", kernel, get_args(Kernel))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
@@ -65,7 +68,7 @@ def parameterize(
             shape = (shape[0], math.prod(shape[1:]))
         if (rank := rank_of(shape, gamma)) is None:
             continue
-        composition = Composition(method, shape, tuple(weight.shape), rank, tanh)
+        composition = Composition(method, shape, tuple(weight.shape), rank, tanh, additive)
         try:
             plans.append((layer, name, composition, initial_factors(composition, weight, generator)))
         except ValueError as error:
@@ -173,6 +176,7 @@ def summarize(model: nn.Module) -> list[LayerSummary]:
         if isinstance(layer, parametrize.ParametrizationList) and isinstance(composition := layer[0], Composition):
             name, shape = path.replace("parametrizations.", ""), composition.weight_shape
             bound = maximal_rank(composition.shape, composition.rank, composition.inner_products)
+            bound = min(composition.shape[:2]) if composition.additive else bound
             total = sum(p.numel() for p in parameters.values())
             rows.append(LayerSummary(name, shape, composition.rank, bound, math.prod(shape), total, total - kept, kept))
             continue

@@ -32,6 +32,8 @@ FEDAVG_ON = {
 class FactorHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     gamma: float = Field(0.5, ge=0, le=1, description="γ, from the smallest rank (0) to the largest (1)")
     tanh: bool = Field(False, description="pass the inner products through tanh, the paper's non-linearity")
+    additive: bool = Field(False, description="pfedpara: a dense private matrix that is added, not a factor W2 + 1")
+    private_lr: float = Field(1.0, ge=0, description="factor on η of private parameters, in local steps of SGD")
 
 
 class Method(NamedTuple):
@@ -68,5 +70,7 @@ class Method(NamedTuple):
         """
         factors, hyper = self.check(values)
         if self.factors:
-            parameterize(model, self.factors, factors.gamma, dense=dense, tanh=factors.tanh)
-        return (alternating(self.trainer) if alternate else self.trainer)(model, hyper)
+            parameterize(model, self.factors, factors.gamma, dense=dense, tanh=factors.tanh, additive=factors.additive)
+        trainer = (alternating(self.trainer) if alternate else self.trainer)(model, hyper)
+        trainer.slow_down_private(factors.private_lr)
+        return trainer
