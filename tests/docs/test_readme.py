@@ -71,7 +71,7 @@ def test_quick_comparison_and_what_follows(project: Path) -> None:
     for line in remade:
         done = type_in(line, project, 60)
         assert (done.returncode, done.stderr) == (0, ""), line
-    assert all(f"docs/pictures/{picture.name}" in readme for picture in (project / "docs" / "pictures").iterdir())
+    assert all(f"pictures/{picture.name}" in PAGES for picture in (project / "docs" / "pictures").iterdir())
     heading, _, *rows = done.stdout.splitlines()  # of the table, which is typed last
     assert re.sub(r"[\d.]+", "", heading) in re.sub(r"[\d.]+", "", readme)  # the target differs between machines
     for row in rows:
@@ -130,7 +130,8 @@ def test_every_command_is_run_by_a_test() -> None:
 PROGRAMS = (
     *("benchmarks/run.py", "benchmarks/report.py", "benchmarks/tune.py"),
     *("-m data_partitions build", "-m pfedpara.inspect"),
-    *(f"-m benchmarks.perf.{name}" for name in ("runtime", "layers", "stability")),
+    *(f"-m benchmarks.perf.{name}" for name in ("runtime", "layers", "stability", "averaging")),
+    "-m benchmarks.analysis.steps",
 )
 
 
