@@ -53,6 +53,7 @@ def main() -> None:
         default=WIDTHS[1],
         help="inches of a figure: a column of a paper, or both (default: %(default)s)",
     )
+    parser.add_argument("--legend", action="store_true", help="explain the columns of the tables on the screen")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: FOLDER/report)")
     parser.add_argument(
         "--grid", action="store_true", help="set optimizers against weights and bits: accuracy, and megabytes sent"
@@ -84,7 +85,7 @@ def main() -> None:
     except (ReportError, UsageError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
-    show(comparisons, words_of)
+    show(comparisons, words_of, options.legend)
     for folder in find_unfinished(options.folders):
         print(printable(f"Not finished, left out: {folder}"))
     print("\n" + printable(f"The report is {written[0]}; its tables and pictures also lie in {out}:"))

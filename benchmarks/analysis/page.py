@@ -2,6 +2,7 @@
 
 import base64
 import html
+import os
 import re
 import sys
 import textwrap
@@ -182,17 +183,30 @@ def screen_table(words: pd.DataFrame) -> Table:
     return table
 
 
-def show(comparisons: list[Comparison], words_of: Callable[[Comparison], pd.DataFrame]) -> None:
-    """Prints the tables, at most 120 columns wide."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False, emoji=False)
+def fit(console: Console, words: pd.DataFrame) -> tuple[Table, list[str]]:
+    """Returns the table without the last columns that a screen has no room for, and their headings."""
+    unbounded, shown = console.options.update(width=10_000), words.shape[1]
+    while shown > 2 and console.measure(screen_table(words.iloc[:, :shown]), options=unbounded).maximum > console.width:
+        shown -= 1
+    return screen_table(words.iloc[:, :shown]), list(words.columns[shown:])
+
+
+def show(comparisons: list[Comparison], words_of: Callable[[Comparison], pd.DataFrame], explained: bool) -> None:
+    """Prints the tables as wide as the screen is, elsewhere at most 120 columns; what columns mean if ``explained``."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    narrow = dict[str, None]()
     for comparison in comparisons:
         console.print(printable(f"{comparison.title} ({comparison.shared})"), style="bold")
-        console.print(screen_table(words_of(comparison)))
+        for words in (words_of(comparison), *further_tables(comparison)):
+            table, left = fit(console, words)
+            narrow |= dict.fromkeys(left)
+            console.print(table)
+            console.print()
         for note in comparison.notes:
             console.print(printable(f"* {note}"))
-        console.print()
-        for words in further_tables(comparison):
-            console.print(screen_table(words))
-            console.print()
-    for line in legend(comparisons):
+        console.print("\n" * bool(comparison.notes), end="")
+    if narrow:
+        console.print(f"Not shown in {console.width} columns, but in the report: {', '.join(narrow)}", style="dim")
+    for line in legend(comparisons) if explained else ["--legend explains the columns."]:
         console.print(line, style="dim")
