@@ -71,7 +71,7 @@ def main() -> None:
     def busy() -> str:
         return next((node.busy for node in nodes if node.busy), "between rounds") if nodes else "start"
 
-    group = launch(load, busy, verbose, explain)
+    group = launch(load, busy, verbose, explain, "; the same command goes on from the last checkpoint")
 
     import torch
     from pydantic import TypeAdapter

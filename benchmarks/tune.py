@@ -31,8 +31,9 @@ import optuna
 import torch
 
 from baselines.local_optimizer import Name
+from benchmarks.federation.models import find_model
 from benchmarks.federation.options import TUNED, Parser, UsageError
-from benchmarks.federation.registry import METHODS
+from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings
 from benchmarks.federation.suites import TuneSection
 from benchmarks.federation.tuning import take_suite, tune
@@ -72,6 +73,9 @@ def main() -> None:
         if suite := p.parse_known_args()[0].suite:
             p.set_defaults(**take_suite(suite))
         options = p.parse_args()
+        for algo in options.algo:
+            find_method(algo)
+        find_model(options.model)
         chosen = {name: getattr(options, name) for name in Choices._fields}
         options.settings |= {name: value for name, value in chosen.items() if value is not None}
         options.partition = list(dict.fromkeys(parse(spec).spec for spec in options.partition))

@@ -2,11 +2,13 @@
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterable, Mapping
 from inspect import getdoc
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_args
 
+import shtab
 import yaml
 from pydantic import ValidationError
 
@@ -15,8 +17,9 @@ from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings, sentence
 from benchmarks.federation.suites import HYPER_FLAGS, HYPER_OPTIONS, UsageError, find_suite, listed, read_suite, unknown
 from benchmarks.federation.sweeps import Choice, check, choices, combinations, label_apart
-from data_partitions import check_partition, plugins
+from data_partitions import Choices, check_partition, plugins
 from data_partitions.presets import PRESETS
+from pfedpara import __version__
 from pfedpara.trainer import FEDAVG_ON
 
 TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
@@ -31,6 +34,14 @@ METAVARS = {
 SEVERAL = ("algo", "partition", "parameterization", "quantize", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
 FIELDS = Settings.model_fields
+GROUPS = {
+    "what is compared": ("suite", "preset", "algo", "parameterization", "dense", "alternate", "quantize", "seed"),
+    "data and model": ("dataset", *Choices._fields, "data_dir", "partition", "fraction", "tuning", "clients", "model"),
+    "rounds": ("rounds", "clients_per_round", "new_clients", "quantize_down", "dropout", "stragglers", "deadline"),
+    "local training": (*HYPER_OPTIONS, *HYPER_FLAGS, "set"),
+    "results": ("out", "name", "eval_every", "checkpoint_every", "checkpoint_minutes", "histograms", "overwrite"),
+}
+"""Under which heading ``--help`` shows an option; the others stand under the job's."""
 DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:
 
     mpirun -np 11 python benchmarks/run.py --algo pfedpara       # one server, ten clients
@@ -46,44 +57,52 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of run.py. What was not typed is not in the namespace, so that a suite can say it."""
     p = Parser(
-        prog="benchmarks/run.py",
+        prog="pfl-run" if Path(sys.argv[0]).name == "pfl-run" else "benchmarks/run.py",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    p.add_argument("--suite", metavar="NAME|FILE", help="what else is run: a suite's name, a YAML file, a config.yaml")
-    p.add_argument("--preset", metavar="NAME", help=f"data of the FedPara paper: {' | '.join(PRESETS)}")
-    for name, field in Settings.model_fields.items():
+    shtab.add_argument_to(p, help="print what completes this command in bash, zsh or tcsh")
+    p.add_argument("--version", action="version", version=f"pfedpara {__version__}")
+    groups = dict[str, argparse._ArgumentGroup]()
+    for title, names in GROUPS.items():
+        groups |= dict.fromkeys(names, p.add_argument_group(title))
+    job = p.add_argument_group("the job")
+
+    def add(name: str, said: str, **kind: Any) -> None:
+        groups.get(name, job).add_argument("--" + name.replace("_", "-"), help=said, **kind)
+
+    add("suite", "what else is run: a suite's name, a YAML file, a config.yaml", metavar="NAME|FILE")
+    add("preset", f"data of the FedPara paper: {' | '.join(PRESETS)}", metavar="NAME")
+    flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
+    for name, field in FIELDS.items():
         if name in ("hyper", "tuned", "shown"):
             continue
-        default = None if name in DEFAULT_FOLLOWS else field.default
         said = " | ".join([*MODELS, "MODULE:NAME"]) if name == "model" else f"{field.description}"
-        said += "" if default in (None, "", []) else f" (default: {default})"
-        kind: dict[str, Any] = {"metavar": METAVARS.get(name, "N" if field.annotation is int else "NAME")}
-        if field.annotation is bool:
-            kind = {"action": "store_true", "default": argparse.SUPPRESS}
-        elif name in SEVERAL or field.annotation == list[str]:
+        if name not in DEFAULT_FOLLOWS and field.default not in (None, "", [], False):
+            said += f" (default: {field.default})"
+        kind = {"metavar": METAVARS.get(name, "N" if field.annotation is int else "NAME")}
+        if name in SEVERAL or field.annotation == list[str]:
             kind["nargs"] = "+"
-        p.add_argument("--" + name.replace("_", "-"), help=said, **kind)
+        add(name, said, **flag if field.annotation is bool else kind)
     for name in (*HYPER_OPTIONS, *HYPER_FLAGS):
         said = f"{next(m.fields[name].description for m in METHODS.values() if name in m.fields)}"
-        kind = {"nargs": "+", "metavar": METAVARS.get(name, "X")}
         if name in HYPER_FLAGS:
-            kind = {"action": "store_true", "default": argparse.SUPPRESS}
+            add(name, said, **flag)
         else:
             said += ", one run each (default: the method's; --algo help)"
-        p.add_argument("--" + name.replace("_", "-"), help=said, **kind)
-    p.add_argument(
-        "--set",
+            add(name, said, nargs="+", metavar=METAVARS.get(name, "X"))
+    add(
+        "set",
+        "any other hyper-parameter (--algo help lists them); further values, one run each, follow it",
         nargs="+",
         action="extend",
         metavar="[ALGO.]NAME=VALUE",
-        help="any other hyper-parameter (--algo help lists them); further values, one run each, follow it",
     )
-    p.add_argument("--overwrite", action="store_true", help="run anew what is finished or begun, instead of going on")
-    p.add_argument("--resume", action="store_true", help="go on where runs stopped, which is always done")
-    p.add_argument("--verbose", action="store_true", help="show the libraries' warnings and log lines, and tracebacks")
+    add("overwrite", "run anew what is finished or begun, instead of going on", action="store_true")
+    add("resume", "go on where runs stopped, which is always done", action="store_true")
+    add("verbose", "show the libraries' warnings and log lines, and tracebacks", action="store_true")
     p.set_defaults(overwrite=False, resume=False, verbose=False)
     return p
 

@@ -25,12 +25,15 @@ from pfedpara.parameterize import summarize
 
 
 def explain_tuning(experiments: list[Experiment]) -> str:
-    """Returns the line that says whose hyper-parameters are tuned."""
-    tuned = {e.settings.variant: ", ".join(e.settings.tuned) for e in experiments if e.settings.tuned}
-    others = dict.fromkeys(e.settings.variant for e in experiments if not e.settings.tuned)
-    parts = [f"tuned on validation data (benchmarks/tuned.yaml): {', '.join(f'{v} ({n})' for v, n in tuned.items())}"]
-    parts = parts * bool(tuned) + [f"not tuned: {', '.join(others)}"] * bool(others)
-    return "; ".join(parts)
+    """Returns the line that says which hyper-parameters are tuned, and the learning rates of the other methods."""
+    tuned, others = dict[str, str](), dict[str, str]()
+    for s in (e.settings for e in experiments):
+        said = ", ".join(f"{name} {s.hyper[name]}" for name in s.tuned or ["lr"])
+        (tuned if s.tuned else others)[s.label] = said
+    parts = {"tuned on validation data (benchmarks/tuned.yaml)": tuned, "not tuned": others}
+    return "; ".join(
+        f"{what}: {', '.join(f'{v} ({said})' for v, said in of.items())}" for what, of in parts.items() if of
+    )
 
 
 def what_is_there(config: Path, experiment: Settings) -> dict[str, Any]:

@@ -122,6 +122,7 @@ class Server(Node):
             finish(run, len(self.workers))
             self.started = time.monotonic()
             self.screen.end(run)
+        self.screen.leave(run.settings.out)
         for worker in self.workers:
             self.send(Kind.FINISH, worker)
 
@@ -164,6 +165,8 @@ class Server(Node):
                 updates[client] = self.update(message, run, known, sent)
             elif message.get_type() == Kind.DIVERGED:
                 run.give_up(client, message.get("reason"))
+            done = len(participants.drawn) - len(self.waiting)
+            self.screen.within(run.progress.round, "client", done, len(participants.drawn))
             if queue := queues[self.home[client]]:
                 self.send_message(queue.popleft())
         return updates
@@ -237,9 +240,10 @@ class Server(Node):
             due = {"clients": own, "untrained": untrained[worker], "checkpoint": str(folder) if folder else None}
             self.send(Kind.EVALUATE, worker, shared, round=run.progress.round, **due)
         self.waiting = {(Kind.RESULTS, worker) for worker in self.workers}
-        results = []
+        results, judged = [], 0
         while self.waiting:
-            self.tick_off(message := (yield), run)
+            judged += len(clients[self.tick_off(message := (yield), run)])
+            self.screen.within(run.progress.round, "judging client", judged, len(self.home))
             try:
                 results.append(Results.model_validate({name: message.get(name) for name in Results.model_fields}))
             except ValidationError as error:

@@ -127,6 +127,7 @@ def test_one_process_a_host_imports_for_all(tmp_path: Path) -> None:
 
 
 HOST = socket.gethostname()
+INTERRUPTED = "ended by SIGINT; the same command goes on from the last checkpoint"
 
 
 @apart
@@ -147,8 +148,8 @@ HOST = socket.gethostname()
                 ("watcher", signal.SIGTERM, "ended by SIGTERM"),
                 ("proxy", signal.SIGKILL, f"mpirun was killed, or its proxy on {HOST}"),
                 ("mpirun", signal.SIGKILL, f"mpirun was killed, or its proxy on {HOST}"),
-                ("mpirun", signal.SIGINT, "ended by SIGINT"),
-                ("everybody", signal.SIGINT, "ended by SIGINT"),
+                ("mpirun", signal.SIGINT, INTERRUPTED),
+                ("everybody", signal.SIGINT, INTERRUPTED),
             )
         ),
     ],

@@ -119,7 +119,7 @@ def test_another_optimizer_searches_other_rates(algo: str) -> None:
 def test_runs_say_which_values_are_tuned(tuned: Path) -> None:
     experiments = [Experiment(s, Path("store"), "0") for s in settings()]
     assert planning.explain_tuning(experiments) == (
-        "tuned on validation data (benchmarks/tuned.yaml): fedavg (lr); not tuned: local"
+        "tuned on validation data (benchmarks/tuned.yaml): fedavg (lr 0.7); not tuned: local (lr 0.1)"
     )
 
 
@@ -186,4 +186,4 @@ def test_nonsense_is_refused_in_one_sentence() -> None:
     done = command("--algo", "fedprox2")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: argument --algo: invalid choice: 'fedprox2'")
+    assert line.startswith("error: --algo: no method 'fedprox2'; did you mean 'fedprox'?")

@@ -15,13 +15,15 @@ def launch(
     busy: Callable[[], str] = lambda: "start",
     verbose: bool = False,
     explain: Callable[[BaseException], str] = explain,
+    after_interrupt: str = "",
 ) -> Group:
     """Returns the ranks of this job, in each of them; call it once, before numpy, torch or FedML is imported.
 
     ``load`` imports what every rank needs, once a host where that is possible. From here on an exception in any thread
     ends all ranks, in a sentence that says with ``busy()`` what this one did, and with ``explain`` what went wrong.
-    ``verbose`` shows its traceback too.
+    ``verbose`` shows its traceback too. ``after_interrupt`` ends the sentence about a Ctrl-C.
     """
+    process.STATE.after_interrupt = after_interrupt
     process.prepare()
     defer_packages()
     share_imports(load)

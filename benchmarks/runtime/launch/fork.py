@@ -127,7 +127,7 @@ class Watcher:
         self.first, self.guests, self.ranks = first, list[Guest](), dict[int, Guest]()  # ranks by process id
         self.above = [proxy]  # pidfds of the proxy, and of mpirun where that is on this host
         self.screen: int | None = None  # what mpirun writes errors to
-        process.answer_signals(lambda got, _: self.end(f"ended by {signal.Signals(got).name}", 128 + got))
+        process.answer_signals(lambda got, _: self.end(process.ended_by(got), 128 + got))
         signal.signal(signal.SIGUSR1, lambda *_: self.end(self.why([]), 1))
         if (launcher := process.launcher()).pid != os.getpid():
             self.above.append(os.pidfd_open(launcher.pid))

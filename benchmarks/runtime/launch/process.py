@@ -73,6 +73,7 @@ class State:
     folder: Path = field(default_factory=name_folder)
     watched: bool = False  # a watcher (fork.py) ends what this process leaves
     has_the_word: bool = False  # this process says why the job ends
+    after_interrupt: str = ""  # what a person who typed Ctrl-C is told
 
 
 STATE = State()
@@ -334,9 +335,14 @@ def answer_signals(answer: Callable[[int, FrameType | None], None] | signal.Hand
         signal.signal(signum, answer)
 
 
+def ended_by(got: int) -> str:
+    """Returns the sentence about a signal."""
+    return f"ended by {signal.Signals(got).name}" + STATE.after_interrupt * (got == signal.SIGINT)
+
+
 def fail_on_signal() -> None:
     """From here on a signal that asks this process to end ends all ranks, in a sentence."""
-    answer_signals(lambda got, _: fail(f"ended by {signal.Signals(got).name}", 128 + got))
+    answer_signals(lambda got, _: fail(ended_by(got), 128 + got))
 
 
 def explain(error: BaseException) -> str:

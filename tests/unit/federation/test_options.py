@@ -48,3 +48,12 @@ def test_an_option_reaches_the_methods_that_have_it() -> None:
 def test_nonsense_is_told(line: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         hyper("fedavg", *line)
+
+
+def test_help_shows_every_option_under_one_heading() -> None:
+    said = options.parser().format_help().partition("options:")[2]
+    for title, names in options.GROUPS.items():
+        section = said.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        for name in names:
+            option = f"  --{name.replace('_', '-')} "
+            assert section.count(option) == said.count(option) == 1, name
