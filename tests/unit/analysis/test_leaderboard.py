@@ -28,7 +28,7 @@ DEMSAR = {
 
 def comparison(dataset: str, accuracies: dict[str, float]) -> Comparison:
     table = pd.DataFrame({"accuracy": accuracies}, dtype=float)
-    return Comparison(dataset, "natural", "", "", table, math.nan, [], {}, [])
+    return Comparison(dataset, "natural", "", "", table, math.nan, [], {}, {}, [])
 
 
 def test_demsars_example() -> None:
