@@ -46,8 +46,10 @@ def test_what_is_finished_stays_and_is_named_and_what_is_new_runs(finished: Path
     before = snapshot(directory(finished, "local"))
     done = run(*TINY, "--seed", "0", "1", *resume, "--out", str(finished))
     assert (done.returncode, done.stderr) == (0, "")
-    assert str(directory(finished, "local")) in done.stdout
-    assert str(directory(finished, "local", seed=1)) not in done.stdout
+    kept, ran = directory(finished, "local"), directory(finished, "local", seed=1)
+    assert f"finished before and kept (--overwrite runs anew):\n  {kept}\n" in done.stdout
+    assert f"\nresults in {ran}; next:\n" in done.stdout
+    assert (done.stdout.count(str(kept)), done.stdout.count(str(ran))) == (1, 1)
     assert snapshot(directory(finished, "local")) == before
     assert summary(finished, "local", seed=1)["rounds"] == 1
 
