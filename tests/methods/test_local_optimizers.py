@@ -89,7 +89,7 @@ def test_a_gradient_of_other_strides_than_its_weight_counts_in_the_right_place()
     model, theirs = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
     theirs.load_state_dict(model.state_dict())
     trainer = METHODS["fedavg"].build(model, optimizer="adam", lr=LR)
-    gradient = torch.arange(6.0).view(3, 2).mT  # as backward of a matrix product may give it
+    gradient = (torch.arange(6.0) - 2.5).view(3, 2).mT  # as backward of a matrix product may give it
     trainer.optimizer.step([model.weight], [gradient], LR)
     theirs.weight.grad = gradient.contiguous()
     torch.optim.Adam(theirs.parameters(), lr=LR).step()
