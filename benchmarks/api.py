@@ -79,7 +79,7 @@ def load_results(*folders: str | Path, level: Literal["round", "client"] = "roun
     apart = [name for name in names if len({each.get(name) for each in settings.values()}) > 1]
     tables = []
     for run in runs:
-        keys = {"method": run.algo, **{name: run.summary[name] for name in KEYS}, **run.settings.get("hyper", {})}
+        keys = {"method": run.algo, **{name: run.summary[name] for name in KEYS}, **run.hyper}
         keys |= {name: settings[run.folder].get(name) for name in apart if name != "partition_sha256"}
         table = found[run.folder]
         keys = {name: value for name, value in (keys | {"folder": str(run.folder)}).items() if name not in table}

@@ -43,7 +43,7 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
         bits = (run.settings.get(key, "32") for key in ("quantize", "quantize_down"))
         weights = run.summary.get("parameterization", "dense")
         optimizer = "fedavg" if run.summary["algo"] == weights else run.summary["algo"]
-        local = run.settings.get("hyper", {}).get("optimizer", "sgd")
+        local = run.hyper["optimizer"]
         apart = [f"-{local}" * (local != "sgd"), *(f"-dense-{name}" for name in run.settings.get("dense", []))]
         apart += ["-alternate"] * run.settings.get("alternate", False)
         found["".join([optimizer, *apart, run.apart]), weights, *bits] = method
@@ -113,7 +113,7 @@ def name_methods(runs: list[EndedRun]) -> list[EndedRun]:
     named = []
     for label in sorted({run.algo for run in runs}):
         alike = [run for run in runs if run.algo == label]
-        texts = tell_apart([run.settings.get("hyper", {}) for run in alike])
+        texts = tell_apart([run.hyper for run in alike])
         for run, text in zip(alike, texts, strict=True):
             named.append(run._replace(apart="".join(f",{each}" for each in text)))
     return named

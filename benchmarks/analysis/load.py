@@ -51,6 +51,11 @@ class EndedRun(NamedTuple):
         return {"data": data} | {key: value for key, value in complete(self.settings).items() if key not in OWN}
 
     @property
+    def hyper(self) -> dict[str, Any]:
+        """The hyper-parameters, with LATER where the run does not name these."""
+        return LATER | self.settings.get("hyper", {})
+
+    @property
     def partition(self) -> tuple[int, str]:
         """Seed and content of the partition: equal for two runs whose clients can be compared one by one."""
         return self.summary["seed"], self.summary["partition_sha256"]
@@ -116,8 +121,6 @@ def _load_run(folder: Path) -> EndedRun:
         raise ReportError(f"{folder / 'summary.json'} cannot be used: metrics holds no metrics' words") from None
     if not isinstance(config.get("hyper", {}), dict):
         raise ReportError(f"{folder / 'config.yaml'} cannot be used: hyper holds no names and values")
-    if "hyper" in config:
-        config["hyper"] = LATER | config["hyper"]
     summary.setdefault("label", summary["algo"])
     for name in complete(config)["shown"]:  # what sets whole comparisons apart stands in their titles
         if name in config and name not in OWN:

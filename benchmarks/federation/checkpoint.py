@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.federation import files
 from benchmarks.federation.metrics import ClientFigures
-from benchmarks.federation.recorder import Extent
+from benchmarks.federation.run_tables import Extent
 
 VERSION = 3
 KEPT = 2

@@ -10,8 +10,9 @@ from baselines.base import Work
 from benchmarks.federation import checkpoint
 from benchmarks.federation.ledger import Traffic
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, find_metrics
-from benchmarks.federation.recorder import Recorder, check_tables
+from benchmarks.federation.recorder import Recorder
 from benchmarks.federation.registry import build_trainer
+from benchmarks.federation.run_tables import check_tables
 from benchmarks.federation.settings import Settings
 from benchmarks.terminal import printable
 from data_partitions import heat_map, open_store

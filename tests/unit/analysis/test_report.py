@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -396,11 +397,13 @@ def test_piped_text_is_aligned_and_narrow_and_needs_no_torch(runs):
 class Page(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.links, self.text, self.tags = [], [], []
+        self.links, self.loaded, self.text, self.tags = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        found = [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.links += found
+        self.loaded += found * (tag != "a")
 
     def handle_data(self, data):
         self.text.append(data)
@@ -408,7 +411,7 @@ class Page(HTMLParser):
 
 def test_page_is_self_contained_and_escapes_names(tmp_path, monkeypatch, capsys):
     name = "npz:/data/<script>alert(1)</script> & [bold]x"
-    record(tmp_path, "fedavg", 0, [(0.4, 0.6)], dataset=name)
+    folder = record(tmp_path, "fedavg", 0, [(0.4, 0.6)], dataset=name)
     status, shown, _ = run_report(monkeypatch, capsys, tmp_path)
     assert status == 0
     assert name in shown
@@ -417,7 +420,11 @@ def test_page_is_self_contained_and_escapes_names(tmp_path, monkeypatch, capsys)
     page.feed(source)
     assert page.tags.count("script") == 5  # the comparison's numbers, the plots, two of Bokeh's, page.js
     assert any(name in text for text in page.text)
-    assert all(link.startswith("data:") for link in page.links)
+    outside = {unquote(link) for link in page.links if not link.startswith("data:")}
+    assert outside == {"../dirichlet:0.5/fedavg/seed0/config.yaml"}  # a link to follow, nothing that the page loads
+    assert (tmp_path / "report" / outside.pop()).samefile(folder / "config.yaml")
+    assert page.loaded
+    assert all(address.startswith("data:") for address in page.loaded)
     assert page.tags.count("img") == 2
     assert len(source) < 4e6
     assert "<script>alert" not in source
@@ -547,6 +554,13 @@ def test_commands_name_every_setting(runs):
         *("--clients", "2", "--rounds", "3", "--model", "mlp", "--seed", "0", "1", "2"),
         *("--set", "lr=0.1", "gamma=0.5"),
     ]
+
+
+def test_a_command_keeps_a_decay_that_is_not_its_optimizers_default(tmp_path):
+    """0 is the default of weight_decay with SGD, not with AdamW."""
+    record(tmp_path, "fedavg", 0, [(0.4, 0.6)], hyper={"optimizer": "adamw", "weight_decay": 0.0})
+    (comparison,) = compare(load([tmp_path]))
+    assert comparison.commands[0].endswith(" --set optimizer=adamw weight_decay=0.0")
 
 
 def test_a_command_names_a_flag_where_it_was_set(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from benchmarks.federation import checkpoint
-from benchmarks.federation.recorder import Extent
+from benchmarks.federation.run_tables import Extent
 from tests.support import figures_of, peak_memory
 
 LIKE = {"p": torch.zeros(2)}

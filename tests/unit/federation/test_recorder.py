@@ -21,14 +21,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import backend_context, metadata
 
-from benchmarks.federation.recorder import (
-    TABLES,
-    Extent,
-    Recorder,
-    Totals,
-    check_tables,
-    summarize_clients,
-)
+from benchmarks.federation.recorder import Recorder, Totals, summarize_clients
+from benchmarks.federation.run_tables import TABLES, Extent, check_tables
 from tests.support import ROOT, figures_of
 
 CONFIG = {"algo": "pfedpara", "seed": 3, "clients": 2, "hyper": {"lr": 0.1, "gamma": 0.5}}
