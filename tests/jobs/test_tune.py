@@ -186,4 +186,4 @@ def test_nonsense_is_refused_in_one_sentence() -> None:
     done = command("--algo", "fedprox2")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --algo: no method 'fedprox2'; did you mean 'fedprox'?")
+    assert line.startswith("error: --algo: no 'fedprox2', did you mean 'fedprox'; there are fedavg, local, fedper, ")
