@@ -25,7 +25,11 @@ COLOUR = (0.5, 0.4, 0.3), (0.2, 0.2, 0.25)
 def build(name: str, classes: int = 10) -> nn.Module:
     torch.manual_seed(0)
     mean, std = COLOUR if len(INPUTS[name]) == 3 else ((0.13,), (0.31,))
-    return build_model(name, INPUTS[name], classes, mean, std, "text" if MODELS[name].takes is TEXTS else "image")
+    return build_model(name, INPUTS[name], classes, mean, std, task_of(name))
+
+
+def task_of(name: str) -> str:
+    return "text" if MODELS[name].takes is TEXTS else "image"
 
 
 # Dense, and with FedPara at the γ of the paper or, where that gives none, at 0.5; see vgg16's docstring for `dense`.
@@ -80,7 +84,7 @@ def mean_squares(name: str, method: Method | None, seed: int) -> dict[str, tuple
     """Of the output of each layer of a fresh model, and of the loss's gradient in it; no method is the dense model."""
     torch.manual_seed(seed)
     batch = torch.randint(10 if MODELS[name].takes is TEXTS else 256, (4, *INPUTS[name]), dtype=torch.uint8)
-    model = build_model(name, INPUTS[name], 10, *COLOUR)
+    model = build_model(name, INPUTS[name], 10, *COLOUR, task_of(name))
     if method:
         reconstruct(parameterize(model, method, 0.3))  # the same composed weights, only quicker
     outputs: dict[str, Tensor] = {}
