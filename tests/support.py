@@ -25,15 +25,23 @@ ROOT = Path(__file__).resolve().parents[1]
 DOWN_WITHIN = 30  # seconds; what lasts longer hangs. How fast a machine is decides no test
 
 
+AHEAD = """
+from benchmarks import run
+from benchmarks.runtime.launch import process
+
+start = process.start
+def begin():
+    process.start = start
+    exec({code!r}, globals())
+    return process.start()
+process.start = begin
+run.main()
+"""
+
+
 def command(*options: str, ranks: int = 1, before: str = "") -> list[str]:
-    """Returns the words that start a job. ``before`` is Python for each rank to run ahead of the benchmark."""
-    program = ["benchmarks/run.py"]
-    if before:
-        start = (
-            "from benchmarks import run\nfrom benchmarks.runtime.launch import defer_packages, process\n"
-            "process.prepare()\ndefer_packages()\n"
-        )
-        program = ["-W", "ignore", "-c", f"{start}{before}\nrun.main()"]
+    """Returns the words that start a job. ``before`` is Python for each rank to run when it has all imported."""
+    program = ["-W", "ignore", "-c", AHEAD.format(code=before)] if before else ["benchmarks/run.py"]
     return ["mpirun", "-np", str(ranks), sys.executable, *program, *options]
 
 

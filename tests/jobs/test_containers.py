@@ -69,11 +69,10 @@ needs_mounts = pytest.mark.skipif(not may_mount, reason="needs mount namespaces"
 @pytest.mark.parametrize(
     "calls",
     [
-        "process_vm_readv,process_vm_writev",
-        "ptrace,kcmp,memfd_create,userfaultfd",
+        "process_vm_readv,process_vm_writev,ptrace,kcmp,memfd_create,userfaultfd",
         "process_vm_readv,process_vm_writev,ptrace,kcmp,memfd_create,userfaultfd,pidfd_open",
     ],
-    ids=["reading others", "others", "all"],
+    ids=["all but the fork's", "all"],
 )
 @pytest.mark.slow
 def test_a_job_ends_well_where_calls_are_denied(tmp_path: Path, code: str, calls: str) -> None:

@@ -1,17 +1,10 @@
-"""One of our methods under FedML's own MPI wiring; started by mpirun from test_stock_fedml.py.
-
-mpirun -np 4 python -m tests.methods.stock_fedml_job METHOD OUT.safetensors
-"""
+"""One of our methods under FedML's own MPI wiring: what each rank does in the jobs of test_stock_fedml.py."""
 
 import logging
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-
-from benchmarks.runtime.launch import defer_packages
-
-defer_packages()  # spares each rank seconds of imports; the wiring is FedML's all the same
 
 import torch
 from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
@@ -76,7 +69,3 @@ def main() -> None:
         args, comm.rank, comm.size, comm, torch.device("cpu"), dataset, trainer.model, trainer, aggregator
     )
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,13 @@ from benchmarks.federation.registry import METHODS
 from tests.methods.stock_fedml_job import CLIENTS, ROUNDS, build, client_data
 from tests.support import ROOT
 
-JOB = "tests.methods.stock_fedml_job"
+# One process imports for all ranks; the wiring is FedML's all the same.
+JOB = """
+from benchmarks.runtime.launch import launch
+launch(lambda: __import__("tests.methods.stock_fedml_job"))
+from tests.methods import stock_fedml_job
+stock_fedml_job.main()
+"""
 
 
 def one_process(algo: str) -> dict[str, torch.Tensor]:
@@ -41,7 +47,7 @@ def one_process(algo: str) -> dict[str, torch.Tensor]:
 )
 def test_methods_run_under_fedml_s_own_mpi_wiring(algo: str, tmp_path: Path) -> None:
     out = tmp_path / "shared.safetensors"
-    command = ["mpirun", "-np", str(CLIENTS + 1), sys.executable, "-W", "ignore", "-m", JOB, algo, str(out)]
+    command = ["mpirun", "-np", str(CLIENTS + 1), sys.executable, "-W", "ignore", "-c", JOB, algo, str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert out.exists(), done.stderr
     found = load_file(out)
