@@ -33,11 +33,17 @@ else
 fi
 
 install() {
+  local said
   if command -v uv >/dev/null; then
-    uv pip install --quiet --python "$(command -v python)" "$@"
+    said=$(uv pip install --quiet --python "$(command -v python)" "$@" 2>&1)
   else
-    python -m pip install --quiet --disable-pip-version-check "$@"
-  fi || give_up "$lock could not be installed into $environment, see above; the same command tries again"
+    said=$(python -m pip install --quiet --disable-pip-version-check "$@" 2>&1)
+  fi && return
+  if [[ $said =~ NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout|"dns error"|"tcp connect error"|"timed out" ]]; then
+    give_up "$lock could not be installed, since the package index does not answer; the same command tries again"
+  fi
+  echo "$said" >&2
+  give_up "$lock could not be installed into $environment, see above; the same command tries again"
 }
 stamp=$environment/installed-$lock
 wanted=$(cat "$lock" && echo "TORCH=${TORCH:-}")

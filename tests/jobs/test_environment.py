@@ -117,6 +117,16 @@ def test_an_active_environment_is_told_and_keeps_its_torch(project: Path) -> Non
     assert not (project / ".venv").exists()
 
 
+def test_no_network(project: Path) -> None:
+    (project / "requirements.lock").write_text("tiny==1.0\n")
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "PIP_RETRIES": "0", "UV_HTTP_RETRIES": "0"}
+    done = source(project, **nowhere)
+    sentence = "requirements.lock could not be installed, since the package index does not answer"
+    assert done.stderr == f"error: {sentence}; the same command tries again\n"
+    assert done.returncode == 1
+    assert not list((project / ".venv").glob("installed-*"))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_no_space(project: Path) -> None:
     copy = shutil.copytree(project, project.with_name(f"{project.name}-copy"), symlinks=True)
