@@ -119,7 +119,7 @@ def test_an_active_environment_is_told_and_keeps_its_torch(project: Path) -> Non
 
 def test_no_network(project: Path) -> None:
     (project / "requirements.lock").write_text("tiny==1.0\n")
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "PIP_RETRIES": "0", "UV_HTTP_RETRIES": "0"}
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "PIP_RETRIES": "1", "UV_HTTP_RETRIES": "0"}
     done = source(project, **nowhere)
     sentence = "requirements.lock could not be installed, since the package index does not answer"
     assert done.stderr == f"error: {sentence}; the same command tries again\n"
