@@ -4,14 +4,19 @@ import io
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.federation import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Board(SummaryWriter):
@@ -45,3 +50,21 @@ class Board(SummaryWriter):
 
     def close(self) -> None:
         self.flush()
+
+
+def show_partition(folder: Path, heat_map: Callable[[], "Figure"]) -> None:
+    """Puts a partition's heat map into ``folder``, unless it is there: many runs share it, and any job may be first.
+
+    Of jobs that do so at once the last one's file stays, which shows the same. Raises OSError with its path.
+    """
+    path = folder / "events.out.tfevents.0.partition"
+    if path.exists():
+        return
+    with TemporaryDirectory() as scratch:
+        board = Board(Path(scratch))
+        board.add_figure("partition/samples per class and client", heat_map())
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / f"{socket.gethostname()}-{os.getpid()}"
+    files.write(own, board.pending.getvalue())
+    with files.naming(path):
+        own.replace(path)

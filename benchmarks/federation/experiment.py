@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from baselines.base import Work
-from benchmarks.federation import checkpoint
+from benchmarks.federation import board, checkpoint
 from benchmarks.federation.ledger import Traffic
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, find_metrics
+from benchmarks.federation.provenance import command
 from benchmarks.federation.recorder import Recorder
 from benchmarks.federation.registry import build_trainer
 from benchmarks.federation.run_tables import check_tables
@@ -74,7 +75,9 @@ class Run:
         if not self.restored:
             checkpoint.clear(settings.directory)
         kept = self.restored.record.tables if self.restored else None
-        self.recorder = Recorder(settings.directory, experiment.record(), lambda: heat_map(self.store), kept)
+        self.recorder = Recorder(settings.directory, experiment.record(), kept, command())
+        seed = f"seed{settings.seed}-{self.store.sha256[:8]}"
+        board.show_partition(settings.directory.parents[1] / "partition" / seed, lambda: heat_map(self.store))
 
     def resume(self) -> checkpoint.Checkpoint | None:
         """Takes up the newest checkpoint that can be used, and returns it without the tensors that are taken up."""

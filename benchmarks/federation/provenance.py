@@ -33,6 +33,11 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def command() -> str:
+    """Returns what started this process, as a shell takes it."""
+    return shlex.join(["python", *sys.argv])
+
+
 def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -67,7 +72,7 @@ def provenance(settings: Settings, workers: int) -> dict[str, Any]:
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
         "workers": workers,
         "machine": {
             "system": platform.platform(),

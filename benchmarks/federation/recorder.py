@@ -1,9 +1,9 @@
-"""What a run writes: config.yaml, rounds.csv, clients.csv, ledger.csv, summary.json, and TensorBoard's event file."""
+"""What a run writes: config.yaml, its tables, summary.json, and TensorBoard's event file."""
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ from benchmarks.federation import files
 from benchmarks.federation.ledger import Entry
 from benchmarks.federation.metrics import METRICS, ClientFigures, Metric, NewcomerFigures, find_metrics
 from benchmarks.federation.run_tables import OF_METRICS, STATISTICS, TABLES, Extent, Table, columns_of, tags_of
+from benchmarks.federation.settings import NAMING
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import Tensor
 
 
@@ -50,6 +50,9 @@ TAGS = OF_METRICS | {
 }
 """TensorBoard's name of a column of rounds.csv. Its page of hyper-parameters shows the five tags that come first in the
 alphabet: with these names, accuracy, its spread and worst decile, and what was transmitted."""
+
+NO_COLUMN = {*NAMING, "partition_sha256", "tuning", "eval_every", "threads", "device"}
+"""What that page has no column for: how a run is made, not what is compared. ``label`` has what sets it apart."""
 
 
 def whose(client: int | None) -> str:
@@ -100,12 +103,12 @@ class Recorder:
         self,
         directory: Path,
         config: Mapping[str, Any],
-        heat_map: Callable[[], "Figure"],
         kept: Mapping[str, Extent] | None = None,
+        command: str = "",
     ) -> None:
         """Creates the run's ``directory``. Of an earlier start, the rows that were ``kept`` stay in its tables.
 
-        ``config`` holds plain values, the method's hyper-parameters under ``hyper``.
+        ``config`` holds plain values, the method's hyper-parameters under ``hyper``. TensorBoard shows the ``command``.
         Raises OSError where the directory cannot be written.
         """
         from benchmarks.federation.board import Board
@@ -115,9 +118,8 @@ class Recorder:
         self.metrics = find_metrics(config.get("metric", ()))
         self.tags = TAGS | {column: tag for column, tag in tags_of(self.metrics).items() if column not in TAGS}
         (directory / "summary.json").unlink(missing_ok=True)  # it vouches for a run that has ended
-        files.write(
-            directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
-        )
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        files.write(directory / "config.yaml", text.encode())
         self.tables = {
             name: Table(directory / name, columns_of(name, self.metrics), (kept or {}).get(name)) for name in TABLES
         }
@@ -126,7 +128,8 @@ class Recorder:
         for events in directory.glob("events.out.tfevents.*"):
             events.unlink()
         self.board = Board(directory)
-        self.board.add_figure("partition/samples per class and client", heat_map())
+        for name, lines in {"command": [command], "config": text.splitlines()}.items():
+            self.board.add_text(name, "\n".join(f"    {printable(line)}" for line in lines))  # indented: as it is
         accuracies = defaultdict(list)
         for row in self.tables["clients.csv"].read():
             accuracies[row["round"]].append(float(row["accuracy"]))
@@ -192,8 +195,8 @@ class Recorder:
         text = json.dumps(_finite(summary), indent=2, allow_nan=False, ensure_ascii=False)
         outcome = "diverged" if "diverged" in summary else "finished"
         values = {**self.config, **self.config.get("hyper", {}), "label": summary.get("label"), "outcome": outcome}
-        values.pop("partition_sha256", None)  # a column as wide as all others
-        values = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+        plain = {key for key, value in values.items() if isinstance(value, bool | int | float | str)}
+        values = {key: values[key] for key in values if key in plain - NO_COLUMN}
         values = {key: printable(value) if isinstance(value, str) else value for key, value in values.items()}
         # Not add_hparams: it opens a second run, and TensorBoard takes the columns of the page from whichever run's
         # experiment record it meets first. Without one it joins the settings of all runs.

@@ -163,8 +163,13 @@ def test_tensorboard_shows_the_run(job: Callable[..., Job], algo: str) -> None:
     if PARAMETERS[algo]:
         sent = [int(row["parameters_up"]) + int(row["parameters_down"]) for row in rounds]
         assert has_curve("accuracy_mean", sent), "accuracy against transmitted parameters"
-    assert len(events.Tags()["images"]) == 1  # the heat map of the partition
-    assert events.Images(events.Tags()["images"][0])[0].encoded_image_string.startswith(b"\x89PNG")
+    assert events.Tags()["images"] == []  # the heat map is the partition's
+    assert {"command/text_summary", "config/text_summary"} <= {*events.Tags()["tensors"]}
+    (partition,) = (where.parents[1] / "partition").iterdir()
+    heat_map = EventAccumulator(str(partition))
+    heat_map.Reload()
+    (image,) = heat_map.Images("partition/samples per class and client")
+    assert image.encoded_image_string.startswith(b"\x89PNG")
     assert len(events.PluginTagToContent("hparams")) == 2  # the run's start and its end
 
 

@@ -112,7 +112,7 @@ def test_a_sentence_about_data_holds_no_escape_sequence(tmp_path, words):
 def record(folder: Path, name: str, **diverged: object) -> None:
     """Records a run of one round, of which every text that somebody may choose is ``name``."""
     config = {"algo": name, "dataset": name, "partition": name, "model": name, "label": name, "seed": len(diverged)}
-    recorder = Recorder(folder, config | {"hyper": {"note": name}, "clients": 2, "rounds": 1}, Figure)
+    recorder = Recorder(folder, config | {"hyper": {"note": name}, "clients": 2, "rounds": 1})
     recorder.round(1, {c: figures_of(0.5, 1, 5, 0.5) for c in (0, 1)}, {}, Totals(4, 4, 16, 16, 8, 32), 1)
     accuracy = None if diverged else summarize_clients({0: 0.4, 1: 0.6})
     sums = {

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
 from benchmarks import report
 from benchmarks.analysis.compare import arrange, compare
@@ -54,7 +53,7 @@ def record(
     received = sent if received is None else received
     settings = {key: value for key, value in config.items() if key != "label"}
     folder = Path(out) / config["partition"] / algo / f"seed{seed}"
-    recorder = Recorder(folder, settings, lambda: Figure(figsize=(1, 1)))
+    recorder = Recorder(folder, settings)
     figures, totals = {}, Totals(0, 0, 0, 0, 0, 0)
     to_model = 2 * received if judged_on == "received" else -2 * sent
     for number, accuracies in enumerate(rounds, 1):

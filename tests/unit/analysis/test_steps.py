@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.analysis import steps
 from benchmarks.federation.recorder import Recorder, Totals, summarize_figures
@@ -12,7 +11,7 @@ from tests.support import figures_of
 
 def record(out: Path, label: str, seed: int, accuracy: float, received: float) -> None:
     folder = out / label / f"seed{seed}"
-    recorder = Recorder(folder, {"algo": "pfedpara", "seed": seed}, lambda: Figure(figsize=(1, 1)))
+    recorder = Recorder(folder, {"algo": "pfedpara", "seed": seed})
     figures = {0: figures_of(accuracy, 1.0, 50, accuracy)}
     recorder.round(1, figures, {0: received}, Totals(0, 0, 0, 0, 0, 0), 1.0)
     known = {"algo": "pfedpara", "label": label, "dataset": "d", "partition": "p", "model": "mlp", "seed": seed}

@@ -20,7 +20,9 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import backend_context, metadata
+from tensorboard.util import tensor_util
 
+from benchmarks.federation.board import show_partition
 from benchmarks.federation.recorder import Recorder, Totals, summarize_clients
 from benchmarks.federation.run_tables import TABLES, Extent, check_tables
 from tests.support import ROOT, figures_of
@@ -44,8 +46,8 @@ def record_round(recorder, number, sent=100):
     recorder.round(number, figures, {0: number / 40, 1: number / 40}, totals, 1.5 * number)
 
 
-def record(directory, rounds, kept=None, config=CONFIG, **round_arguments):
-    recorder = Recorder(directory, config, heat_map, kept)
+def record(directory, rounds, kept=None, config=CONFIG, command="", **round_arguments):
+    recorder = Recorder(directory, config, kept, command)
     for number in rounds:
         record_round(recorder, number, **round_arguments)
     return recorder
@@ -97,7 +99,7 @@ def test_rows_of_a_round(tmp_path):
 
 @pytest.mark.parametrize("value", [0.1 + 0.2, 1 / 3, 5e-324, math.nextafter(1.0, 0.0)])
 def test_floats_keep_every_bit(tmp_path, value):
-    recorder = Recorder(tmp_path, CONFIG, heat_map)
+    recorder = Recorder(tmp_path, CONFIG)
     recorder.round(1, {0: figures_of(value, value, 1, value)}, {}, Totals(0, 0, 0, 0, 0, 0), 0.0)
     recorder.close()
     assert [float(rows(tmp_path / "clients.csv")[0][column]) for column in ("accuracy", "loss")] == [value, value]
@@ -252,7 +254,7 @@ def test_a_summary_that_cannot_be_written_leaves_none(tmp_path):
 def test_a_directory_that_cannot_be_made_raises_oserror(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        Recorder(tmp_path / "file" / "run", CONFIG, heat_map)
+        Recorder(tmp_path / "file" / "run", CONFIG)
 
 
 def test_tensorboard_shows_every_figure_under_its_name(tmp_path):
@@ -278,11 +280,43 @@ def test_tensorboard_shows_every_figure_under_its_name(tmp_path):
             for statistic, value in (("mean", 0.075), ("std", 0.025), ("worst_decile", 0.05))
         },
     }
-    (image,) = events(tmp_path).Images("partition/samples per class and client")
-    assert (image.width, image.height) == (200, 100)
-    assert image.encoded_image_string.startswith(b"\x89PNG")
     (first, _) = events(tmp_path).Histograms("clients/accuracy")
     assert (first.histogram_value.num, first.histogram_value.min, first.histogram_value.max) == (2, 0.05, 0.1)
+
+
+def test_jobs_of_a_partition_show_its_heat_map_once(tmp_path):
+    """Two at once draw it both; one that comes later does not draw it again, and a file of a killed one is no run's."""
+    folder, drawn = tmp_path / "partition" / "seed3-0123abcd", []
+
+    def draw(while_drawing=lambda: None):
+        while_drawing()
+        drawn.append(1)
+        return heat_map()
+
+    show_partition(folder, lambda: draw(lambda: show_partition(folder, draw)))
+    show_partition(folder, draw)
+    assert len(drawn) == 2
+    assert [path.name for path in folder.iterdir()] == ["events.out.tfevents.0.partition"]
+    (image,) = events(folder).Images("partition/samples per class and client")
+    assert (image.width, image.height) == (200, 100)
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_the_text_tab_has_command_and_config(tmp_path):
+    config = CONFIG | {"name": "b\x1b[1m # no heading"}
+    kept = record(tmp_path, [1], config=config, command="python run.py --seed 3").sync()
+    record(tmp_path, [2], kept, config, "python run.py --resume").close()
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+
+    def shown(name):
+        (event,) = multiplexer.Tensors(".", f"{name}/text_summary")
+        (text,) = tensor_util.make_ndarray(event.tensor_proto)
+        return text.decode().splitlines()
+
+    assert shown("command") == ["    python run.py --resume"]
+    assert shown("config") == [f"    {line}" for line in (tmp_path / "config.yaml").read_text().splitlines()]
+    assert shown("config")[:2] == ["    algo: pfedpara", "    seed: 3"]
 
 
 def test_a_method_that_sends_nothing_has_no_curve_against_parameters(tmp_path):
@@ -305,7 +339,8 @@ def start_of_session(directory):
     ],
 )
 def test_hyper_parameters_are_in_the_runs_own_event_file(tmp_path, summary, outcome):
-    recorder = record(tmp_path, [1])
+    conduct = {"threads": 2, "eval_every": 1, "device": "cpu", "tuning": False, "name": "", "partition_sha256": "0"}
+    recorder = record(tmp_path, [1], config=CONFIG | conduct)
     recorder.finish(summary)
     recorder.close()
     assert start_of_session(tmp_path) == {
