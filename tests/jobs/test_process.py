@@ -265,7 +265,7 @@ def test_threads_that_fail_together_end_the_job_in_one_sentence() -> None:
     """As when a full disk fails a table and TensorBoard's own writer at once."""
     code = (
         "import threading; from benchmarks.runtime.launch import process\n"
-        "process.fail_on_error(lambda: 'rank 0', verbose=False); together = threading.Barrier(3)\n"
+        "process.fail_on_error(lambda: 'rank 0', False, process.explain); together = threading.Barrier(3)\n"
         "def write(): together.wait(); raise OSError('disk full')\n"
         "for _ in range(2): threading.Thread(target=write).start()\n"
         "write()"
