@@ -98,7 +98,7 @@ def curves(comparison: Comparison, method: str, runs: list[EndedRun], points: in
     kept = common[np.unique(np.linspace(0, len(common) - 1, min(points, len(common))).round().astype(int))]
     tables = [table.loc[kept] for table in tables]
     rounds = kept.to_numpy(float)
-    x = {name: np.mean([table[name] for table in tables], axis=0) for name in AXES.keys() & tables[0].keys()}
+    x = {name: np.mean([table[name] for table in tables], axis=0) for name in AXES if name in tables[0]}
     x |= {"round": rounds} | {name: seconds * rounds for name, seconds in seconds_of_rounds(comparison, method).items()}
     y, half = {}, {}
     below = below_local(runs, comparison.runs.get("local", [])) if method != "local" else []

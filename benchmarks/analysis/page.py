@@ -7,7 +7,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +60,7 @@ def write(
     sections: list[dict[str, Any]] = []
     pictures: list[Path] = []
     markdown: list[str] = []
-    for comparison in comparisons:
-        drawn = [
-            save(partial(plot.draw, comparison, looks, width), out / f"{plot.name}-{comparison.name}")
-            for plot in (PLOTS if comparison.runs else ())
-        ]
+    for comparison, drawn in zip(comparisons, draw(comparisons, out, looks, width), strict=True):
         images = [(each.caption, each.files[0]) for each in drawn]
         pictures += [file for each in drawn for file in each.files]
         words, further = words_of(comparison), further_tables(comparison)
@@ -89,6 +87,20 @@ def write(
     (out / "table.tex").write_text(latex(comparisons), encoding="utf-8")
     (out / "index.html").write_text(page(sections, out, looks, legend(comparisons), command, ranking), encoding="utf-8")
     return [out / "index.html", *tables, *pictures]
+
+
+def draw(comparisons: list[Comparison], out: Path, looks: Looks, width: float) -> list[list[Picture]]:
+    """Draws the plots of each comparison into ``out``, in two processes: drawing takes most of a report's time."""
+    fork = "fork" if "fork" in get_all_start_methods() else None  # nothing is imported again
+    with ProcessPoolExecutor(2, get_context(fork)) as pool:
+        jobs = [
+            [
+                pool.submit(save, partial(plot.draw, comparison, looks, width), out / f"{plot.name}-{comparison.name}")
+                for plot in (PLOTS if comparison.runs else ())
+            ]
+            for comparison in comparisons
+        ]
+        return [[job.result() for job in each] for each in jobs]
 
 
 def page(

@@ -117,13 +117,18 @@ def target(comparison: Comparison) -> str:
 
 
 def settings(method: str, runs: list[EndedRun], out: Path) -> list[Settings]:
-    found: dict[str, list[EndedRun]] = {}
+    found: dict[str, tuple[dict[str, Any], list[EndedRun]]] = {}
     for run in runs:
         common = {name: value for name, value in run.settings.items() if name not in RUN_SPECIFIC}
-        found.setdefault(yaml.safe_dump(common, sort_keys=False, allow_unicode=True), []).append(run)
+        found.setdefault(repr(common), (common, []))[1].append(run)
     return [
-        Settings(method, hyper(alike[0]), config, [(str(run.summary["seed"]), address(run, out)) for run in alike])
-        for config, alike in found.items()
+        Settings(
+            method,
+            hyper(alike[0]),
+            yaml.safe_dump(common, sort_keys=False, allow_unicode=True),
+            [(str(run.summary["seed"]), address(run, out)) for run in alike],
+        )
+        for common, alike in found.values()
     ]
 
 

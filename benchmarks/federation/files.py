@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 LARGEST_JSON = 1 << 24  # bytes of a summary.json: 10,000 clients need a tenth of it
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # as safe, ten times as fast, and not in every build
 LARGEST_YAML = 1 << 18  # bytes of a config.yaml, which holds options
 MOST_BRACKETS = 1000  # in one: the scanner's time grows with the square of their depth
 
@@ -75,9 +76,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     def parse(text: str) -> Any:
         if text.count("[") + text.count("{") > MOST_BRACKETS:
             raise ValueError(f"it has more than {MOST_BRACKETS} brackets")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+        if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, LOADER)):
             raise ValueError("it has aliases")
-        return yaml.safe_load(text)
+        return yaml.load(text, LOADER)
 
     return _read(path, parse, LARGEST_YAML)
 

@@ -13,6 +13,7 @@ Within a host there is no link: 1/B = 0. Elsewhere the same s and w are assumed,
 upper bound of what the model knows; it knows nothing of stragglers and lost packets.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,12 @@ def recorded() -> tuple[Constants, dict[str, float]] | None:
     """Returns the constants of the recorded run of perf.py and c by method, None where no run is recorded."""
     if not RECORDED.exists():
         return None
-    found = yaml.safe_load(RECORDED.read_text())
+    return _parse(RECORDED.read_text())
+
+
+@cache
+def _parse(text: str) -> tuple[Constants, dict[str, float]]:
+    found = yaml.safe_load(text)
     return Constants(**found["constants"]), {name: one["train"] for name, one in found["methods"].items()}
 
 

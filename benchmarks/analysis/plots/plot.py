@@ -68,7 +68,7 @@ def save(draw: Callable[[], Drawn], path: Path) -> Picture:
         found = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "pdf", "svg")]
         for file in found:
             figure.savefig(file)
-            figure.set_layout_engine("none")  # laid out once, it stays so
+            figure.set_layout_engine()  # none: laid out once, it stays so
     return Picture(caption, found)
 
 
