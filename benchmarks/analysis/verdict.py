@@ -11,6 +11,9 @@ from benchmarks.analysis.load import EndedRun
 from benchmarks.analysis.statistics import REFERENCE, half_interval
 from benchmarks.analysis.tables import percent
 
+FEWEST = 3
+"""Seeds from which on it is said who leads: with two, an interval reaches 12.7 standard errors to either side."""
+
 
 class Gap(NamedTuple):
     """The mean of paired differences in accuracy, a fraction, and half its 95 % interval: NaN for a single pair."""
@@ -51,11 +54,12 @@ def verdict(comparison: Comparison) -> str:
     ran_on = {method: frozenset(run.partition for run in runs) for method, runs in comparison.runs.items()}
     most, _ = max(Counter(ran_on.values()).items(), key=lambda item: (item[1], len(item[0])))
     runs = {method: found for method, found in comparison.runs.items() if ran_on[method] == most}  # best first
-    found = f"On {place}, {_ranking(comparison, runs)}."
-    if len(most) == 1 < len(runs):
-        found += " That is one seed: there is no interval, and another seed may order them otherwise."
-    if len(most) == 2:
-        found += " Two seeds make wide intervals."
+    if len(most) < FEWEST:
+        means = [f"{method} ({percent(comparison.table.loc[method, 'accuracy'])} %)" for method in runs]
+        count = "one seed is" if len(most) == 1 else "two seeds are"
+        found = f"On {place}, by mean accuracy: {', '.join(means)}; {count} too few for intervals, or to say who leads."
+    else:
+        found = f"On {place}, {_ranking(comparison, runs)}."
     if others := [method for method in comparison.runs if method not in runs]:
         found += f" Not ranked, for they ran on other seeds or partitions: {listed(others)}."
     return found

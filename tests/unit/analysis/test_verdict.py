@@ -52,18 +52,23 @@ def said(out: Path, accuracies: Mapping[str, Sequence[float]], first: Mapping[st
             "pfedpara leads, 8.0 ± 5.0 points ahead of local; pfedpara is there and sends 50 parameters, local none.",
         ),
         (
-            {"pfedpara": (0.9, 0.9), "fedavg": (0.9, 0.9), "local": (0.5, 0.5)},
-            "fedavg and pfedpara lead with the same accuracy; pfedpara is there at 0.083 of fedavg's traffic. "
-            "Two seeds make wide intervals.",
+            {"pfedpara": (0.9, 0.9, 0.9), "fedavg": (0.9, 0.9, 0.9), "local": (0.5, 0.5, 0.5)},
+            "fedavg and pfedpara lead with the same accuracy; pfedpara is there at 0.083 of fedavg's traffic.",
+        ),
+        # Their interval is 10 ± 127 points: even 10 points behind, local would be within it.
+        (
+            {"fedavg": (0.9, 0.7), "local": (0.7, 0.7)},
+            "by mean accuracy: fedavg (80.0 %), local (70.0 %); two seeds are too few for intervals, or to say who "
+            "leads.",
         ),
         (
             {"fedavg": (0.9,), "pfedpara": (0.88,)},
-            "fedavg leads, 2.0 points ahead of pfedpara; pfedpara is 2.0 points behind at 0.083 of fedavg's traffic. "
-            "That is one seed: there is no interval, and another seed may order them otherwise.",
+            "by mean accuracy: fedavg (90.0 %), pfedpara (88.0 %); one seed is too few for intervals, or to say who "
+            "leads.",
         ),
         (
-            {"fedavg": (0.9, 0.7)},
-            "fedavg reaches 80.0 %, with nothing to compare it with. Two seeds make wide intervals.",
+            {"fedavg": (0.9, 0.7, 0.8)},
+            "fedavg reaches 80.0 %, with nothing to compare it with.",
         ),
     ],
 )
