@@ -26,6 +26,7 @@ GROUPS = {
     "model": "pfedpara.models",
     "dataset": "pfedpara.datasets",
     "metric": "pfedpara.metrics",
+    "track": "pfedpara.trackers",
 }
 """The groups of entry points, by the option that takes the name."""
 

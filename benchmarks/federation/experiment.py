@@ -15,6 +15,7 @@ from benchmarks.federation.recorder import Recorder
 from benchmarks.federation.registry import build_trainer
 from benchmarks.federation.run_tables import check_tables
 from benchmarks.federation.settings import Settings
+from benchmarks.federation.trackers import Trackers
 from benchmarks.terminal import printable
 from data_partitions import heat_map, open_store
 
@@ -75,7 +76,9 @@ class Run:
         if not self.restored:
             checkpoint.clear(settings.directory)
         kept = self.restored.record.tables if self.restored else None
-        self.recorder = Recorder(settings.directory, experiment.record(), kept, command())
+        self.recorder = Recorder(
+            settings.directory, experiment.record(), kept, command(), Trackers(settings, kept is not None)
+        )
         seed = f"seed{settings.seed}-{self.store.sha256[:8]}"
         board.show_partition(settings.directory.parents[1] / "partition" / seed, lambda: heat_map(self.store))
 

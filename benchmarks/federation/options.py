@@ -34,12 +34,13 @@ METAVARS = {
 SEVERAL = ("algo", "partition", "parameterization", "quantize", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
 FIELDS = Settings.model_fields
+CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes")
 GROUPS = {
     "what is compared": ("suite", "preset", "algo", "parameterization", "dense", "alternate", "quantize", "seed"),
     "data and model": ("dataset", *Choices._fields, "data_dir", "partition", "fraction", "tuning", "clients", "model"),
     "rounds": ("rounds", "clients_per_round", "new_clients", "quantize_down", "dropout", "stragglers", "deadline"),
     "local training": (*HYPER_OPTIONS, *HYPER_FLAGS, "set"),
-    "results": ("out", "name", "eval_every", "checkpoint_every", "checkpoint_minutes", "histograms", "overwrite"),
+    "results": ("out", "name", "eval_every", *CHECKPOINTS, "histograms", "track", "overwrite"),
 }
 """Under which heading ``--help`` shows an option; the others stand under the job's."""
 DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:

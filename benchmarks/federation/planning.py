@@ -19,6 +19,7 @@ from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import NAMING, Settings, complete, flatten, show
 from benchmarks.federation.suites import read_suite
 from benchmarks.federation.sweeps import differing
+from benchmarks.federation.trackers import check_trackers
 from benchmarks.terminal import printable
 from data_partitions import DataError, find_built, open_store, plugins, prepare
 from pfedpara.parameterize import summarize
@@ -193,6 +194,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
         wanted = make_way(wanted)
     if wanted[0].device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: torch finds no GPU for cuda here; take cpu")
+    check_trackers(wanted[0].track)
     for folder in dict.fromkeys(s.out for s in wanted):
         check_writable(folder)
     stores: dict[tuple[Any, ...], Path] = {}  # verifying one reads all its samples, and every method shares it

@@ -21,6 +21,8 @@ from benchmarks.terminal import printable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from benchmarks.federation.trackers import Trackers
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -105,16 +107,18 @@ class Recorder:
         config: Mapping[str, Any],
         kept: Mapping[str, Extent] | None = None,
         command: str = "",
+        trackers: "Trackers | None" = None,
     ) -> None:
         """Creates the run's ``directory``. Of an earlier start, the rows that were ``kept`` stay in its tables.
 
         ``config`` holds plain values, the method's hyper-parameters under ``hyper``. TensorBoard shows the ``command``.
+        ``trackers`` hear of each round and of the end.
         Raises OSError where the directory cannot be written.
         """
         from benchmarks.federation.board import Board
 
         directory.mkdir(parents=True, exist_ok=True)
-        self.config, self.directory = config, directory
+        self.config, self.directory, self.trackers = config, directory, trackers
         self.metrics = find_metrics(config.get("metric", ()))
         self.tags = TAGS | {column: tag for column, tag in tags_of(self.metrics).items() if column not in TAGS}
         (directory / "summary.json").unlink(missing_ok=True)  # it vouches for a run that has ended
@@ -173,6 +177,8 @@ class Recorder:
     def _plot(self, row: Mapping[str, float], accuracies: list[float]) -> None:
         """Adds one row of rounds.csv and the clients' accuracies of that round to TensorBoard."""
         number = int(row["round"])
+        if self.trackers:
+            self.trackers.round(row)
         for column, tag in self.tags.items():
             if column in row:
                 self.board.add_scalar(tag, row[column], number)
@@ -205,6 +211,8 @@ class Recorder:
         self.board.add_summary(end)
         self.board.flush()
         files.write(self.directory / "summary.json", f"{text}\n".encode(errors="backslashreplace"))
+        if self.trackers:
+            self.trackers.finish(outcome)
 
     def sync(self) -> dict[str, Extent]:
         """Brings all files to the disk, so that a checkpoint never knows more rounds than they do.

@@ -16,7 +16,16 @@ UNQUANTIZED = "32"
 Weights = Literal["dense", "fedpara", "pfedpara", "lowrank"]
 FACTORS = ("fedpara", "pfedpara", "lowrank")
 # What a run does on the way, without any effect on its figures.
-CONDUCT = {"out", "data_dir", "state_dir", "checkpoint_every", "checkpoint_minutes", "comm_timeout", "histograms"}
+CONDUCT = {
+    "out",
+    "data_dir",
+    "state_dir",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "comm_timeout",
+    "histograms",
+    "track",
+}
 # What says how a run is called, and where its values come from, not what is run.
 NAMING = {"name", "shown", "tuned"}
 
@@ -110,6 +119,7 @@ class Settings(BaseModel):
         "cpu", description="where clients train: cpu | cuda, where the ranks of a host take its GPUs in turn"
     )
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
+    track: list[str] = Field([], description="tell trackers too, offline: mlflow | wandb | MODULE:NAME")
     name: str = Field("", description="what label and folder call the runs, in place of their method")
     shown: list[str] = Field([], description="the settings that the label shows, where runs differ in them")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
