@@ -78,7 +78,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MOST_BRACKETS} brackets")
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, LOADER)):
             raise ValueError("it has aliases")
-        return yaml.load(text, LOADER)
+        try:
+            return yaml.load(text, LOADER)
+        except yaml.YAMLError:  # the one in C takes no name that is not UTF-8
+            return yaml.safe_load(text)
 
     return _read(path, parse, LARGEST_YAML)
 

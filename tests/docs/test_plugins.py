@@ -26,7 +26,8 @@ def test_each_part_is_found_by_all_ranks_of_a_job_elsewhere(tmp_path: Path) -> N
         done = type_in(command, tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), command
     runs = tmp_path / "runs" / "mnist5k-dirichlet:0.5"
-    assert sorted(path.name for path in runs.iterdir()) == ["fedavg", "my_method:Decay", "pfedpara"]
+    methods = {path.name for path in runs.iterdir()} - {"partition"}  # whose heat map it holds
+    assert methods == {"fedavg", "my_method:Decay", "pfedpara"}
     assert json.loads((runs / "pfedpara" / "seed0" / "summary.json").read_text())["model"] == "my_model:Net"
     rings = tmp_path / "runs" / "my_data:rings-natural" / "pfedpara" / "seed0" / "summary.json"
     assert json.loads(rings.read_text())["accuracy"]["mean"] > 0.5  # a guess is right one time in four
