@@ -99,7 +99,7 @@ def test_quick_comparison_and_what_follows(project: Path) -> None:
 
 
 def test_python_examples_run(project: Path) -> None:
-    examples = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+    examples = re.findall(r"```python\n(?!# my_)(.*?)```", PAGES, re.DOTALL)  # not test_plugins.py's files
     assert examples
     for example in examples:
         done = subprocess.run(
@@ -148,8 +148,8 @@ def test_every_program_explains_itself_and_the_options_and_files_that_they_name(
         assert (ROOT / path).exists(), path
     known = "".join(map(explained, PROGRAMS))
     named = {option for code in re.findall(r"`([^`\n]+)`", PAGES) for option in re.findall(r"(?<!\S)--[a-z-]+", code)}
-    # Of run_all.sh, which has no help, and of mpirun, pip and podman.
-    named -= {"--quick", "--compatibility", "--oversubscribe", "--no-deps", "--shm-size"}
+    # Of run_all.sh, which has no help, and of mpirun, pip, podman and mlflow.
+    named -= {"--quick", "--compatibility", "--oversubscribe", "--no-deps", "--shm-size", "--backend-store-uri"}
     assert [option for option in sorted(named) if option not in known] == []
 
 

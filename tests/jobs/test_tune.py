@@ -37,7 +37,7 @@ def test_a_method_on_factors_searches_what_the_method_searches() -> None:
 @pytest.mark.slow
 def test_trials_begin_with_the_defaults_and_find_the_best_of_a_hill() -> None:
     def trials() -> list[dict[str, Any]]:
-        study, tried = tuning.begin(Settings(algo="fedprox", hyper={}), None), []
+        study, tried = tuning.begin(Settings(algo="fedprox", hyper=METHODS["fedprox"].complete({})), None), []
         for _ in range(6):
             trial, values = tuning.propose(study)
             tried.append(values)

@@ -71,9 +71,9 @@ def test_composing_weights_costs_the_same_at_any_batch() -> None:
     assert work.flops({"0 1": (7, 20)}, LowRank(), DATA.tensors[0]) == 7 * 3 * 120 + 20 * (60 + 60)
 
 
-def test_a_model_that_looks_at_its_numbers_has_none() -> None:
+def test_a_model_that_looks_at_its_numbers_is_counted_too() -> None:
     class Looks(nn.Linear):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return super().forward(inputs) * (1 if inputs.sum().item() > 0 else 2)
 
-    assert work.flops({"0 1": (1, 1)}, Looks(6, 3), DATA.tensors[0]) is None
+    assert work.flops({"0": (1, 1)}, Looks(6, 3, bias=False), DATA.tensors[0]) == 2 * 6 * 3 * 2  # forward, and W's
