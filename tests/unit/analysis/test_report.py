@@ -81,6 +81,12 @@ def record(
 
 
 @pytest.fixture(autouse=True)
+def wide_screen(monkeypatch):
+    """A screen of 120 columns: what runs tests in several processes says that it has 80."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def recorded_cost(tmp_path_factory, monkeypatch):
     """Where these tests take the constants of a round's cost from: nothing is there at first."""
     monkeypatch.setattr(cost, "RECORDED", tmp_path_factory.mktemp("cost") / "cost.yaml")
