@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 from torch import nn
 
+from baselines.alternating import alternating
 from baselines.base import Hyper, Trainer
-from pfedpara.alternating import alternating
 from pfedpara.hadamard import Method as Factors
 from pfedpara.parameterize import parameterize
 
@@ -65,7 +65,7 @@ class Method(NamedTuple):
     def build(self, model: nn.Module, dense: Collection[str] = (), alternate: bool = False, **values: Any) -> Trainer:
         """Factors the fresh ``model`` in place, with torch's random stream, and returns the method's trainer of it.
 
-        Modules named in ``dense`` stay as they are; with ``alternate`` factors take turns (pfedpara/alternating.py).
+        Modules named in ``dense`` stay as they are; with ``alternate`` factors take turns (baselines/alternating.py).
         Raises ValueError where ``values`` are not the method's, or it does not suit the model or the turns.
         """
         factors, hyper = self.check(values)

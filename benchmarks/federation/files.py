@@ -78,10 +78,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MOST_BRACKETS} brackets")
         if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, LOADER)):
             raise ValueError("it has aliases")
+        loader = LOADER(text)
         try:
-            return yaml.load(text, LOADER)
+            return loader.get_single_data()
         except yaml.YAMLError:  # the one in C takes no name that is not UTF-8
             return yaml.safe_load(text)
+        finally:
+            loader.dispose()
 
     return _read(path, parse, LARGEST_YAML)
 

@@ -20,7 +20,6 @@ from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext
 from baselines.base import Aggregator, Hyper, Params, Trainer, copy_into, copy_of
-from pfedpara.hadamard import Composition
 
 
 def overlay(tensors: Mapping[str, Tensor], values: Params) -> None:
@@ -49,8 +48,8 @@ class AlternatingTrainer(Trainer):
             str, tuple[int, int]
         ] = {}  # of a shared factor: its number among its weight's, and of how many
         for path, module in model.named_modules():
-            if isinstance(module, ParametrizationList) and isinstance(composition := module[0], Composition):
-                factors = [f"{path}.original{i}" for i in range(len(composition.factor_shapes))]
+            if isinstance(module, ParametrizationList) and (shapes := getattr(module[0], "factor_shapes", None)):
+                factors = [f"{path}.original{i}" for i in range(len(shapes))]
                 shared = [name for name in factors if name in self.shared]
                 self.turns |= {name: (number, len(shared)) for number, name in enumerate(shared)}
         if not any(count > 1 for _, count in self.turns.values()):
