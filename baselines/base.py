@@ -68,7 +68,9 @@ class Trainer(FedMLTrainer):
         self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
         self.trainable = list(model.parameters())  # what a step changes
         self.work: Work = {}
+        self.counted: tuple[list[nn.Parameter], str] = ([], "")  # what ``count`` last saw, and its key
         self.private_rate = 1.0  # of the private parameters, in parts of η
+        self.slowed: set[int] = set()  # those that learn at it, by id
         self.optimizers: dict[str, LocalOptimizer] = {}  # a method with a second model has one for that as well
         self.optimizer = self.add_optimizer("shared", dict(model.named_parameters()))
 
@@ -189,10 +191,9 @@ class Trainer(FedMLTrainer):
         loss, gradients = self.gradients(x, y)
         with torch.no_grad():
             self.correct(gradients)
-            if self.private_rate != 1:
-                private = {id(tensor) for tensor in self.private.values()}
+            if self.slowed:
                 for parameter, gradient in zip(self.trainable, gradients, strict=True):
-                    if id(parameter) in private:
+                    if id(parameter) in self.slowed:
                         gradient.mul_(self.private_rate)
         self.optimizer.step(self.trainable, gradients, lr)
         return loss
@@ -204,6 +205,7 @@ class Trainer(FedMLTrainer):
         if rate != 1 and self.hyper.optimizer != "sgd":
             raise ValueError(f"private_lr scales the steps of --optimizer sgd alone, not of {self.hyper.optimizer}")
         self.private_rate = rate
+        self.slowed = set() if rate == 1 else {id(tensor) for tensor in self.private.values()}
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds what a method adds to the loss's gradients, in place; one for each of ``self.trainable``."""
@@ -227,8 +229,11 @@ class Trainer(FedMLTrainer):
 
     def count(self, samples: int) -> None:
         """Adds a gradient for ``self.trainable`` on so many samples to ``self.work``."""
-        chosen = set(map(id, self.trainable))
-        key = " ".join(str(number) for number, each in enumerate(self.model.parameters()) if id(each) in chosen)
+        if self.counted[0] is not self.trainable:
+            chosen = set(map(id, self.trainable))
+            numbers = (str(number) for number, each in enumerate(self.model.parameters()) if id(each) in chosen)
+            self.counted = self.trainable, " ".join(numbers)
+        key = self.counted[1]
         gradients, so_far = self.work.get(key, (0, 0))
         self.work[key] = gradients + 1, so_far + samples
 

@@ -127,11 +127,16 @@ def explain_methods(others: Iterable[str] = ()) -> str:
     return "\n".join(lines) + "\nEvery method has FedAvg's hyper-parameters as well."
 
 
+def tuned_section(dataset: str, model: str) -> dict[str, Any]:
+    """Returns what ``benchmarks/tune.py`` recorded of this data set and model; empty where it was not run for them."""
+    record = yaml.safe_load(TUNED.read_text()) if TUNED.exists() else {}
+    return record.get(dataset, {}).get(model, {})
+
+
 def load_tuned(dataset: str, model: str) -> dict[str, dict[str, Any]]:
     """Returns what ``benchmarks/tune.py`` chose for each variant, empty where it was not run for this case."""
-    record = yaml.safe_load(TUNED.read_text()) if TUNED.exists() else {}
-    section = record.get(dataset, {}).get(model, {"methods": {}})
-    chosen = {variant: entry["chosen"] for variant, entry in section["methods"].items()}
+    methods = tuned_section(dataset, model).get("methods", {})
+    chosen = {variant: entry["chosen"] for variant, entry in methods.items()}
     earlier = {name: chosen[f"fedavg-{name}"] for name in FEDAVG_ON if f"fedavg-{name}" in chosen}  # its former name
     return earlier | chosen
 
@@ -219,7 +224,9 @@ def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
     common = {"clients_per_round": options.get("clients", FIELDS["clients"].default)} | options
     lists = [common.get(name, [FIELDS[name].default]) for name in ("partition", "seed", "algo")]
     lists += [common.get("parameterization", [None]), common.get("quantize", [FIELDS["quantize"].default])]
-    found = []
+    found: list[Settings] = []
+    known: dict[str, dict[str, Any]] | None = None  # all runs are of one data set and model
+    restated = options.get("tuned", ())
     for partition, seed, algo, weights, form in itertools.product(*lists):
         try:
             method = find_method(algo, weights)
@@ -230,7 +237,7 @@ def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
             raise UsageError(sentence(error)) from None
         except ValueError as error:
             raise UsageError(str(error)) from None
-        known, restated = load_tuned(s.dataset, s.model), options.get("tuned", ())
+        known = load_tuned(s.dataset, s.model) if known is None else known
         for chosen_values in combinations(algo, weights, chosen):
             try:
                 asked = s.model_copy(update={"hyper": method.complete(chosen_values)})

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
-from benchmarks.federation.options import TUNED
+from benchmarks.federation.options import tuned_section
 from benchmarks.federation.registry import find_method
 from benchmarks.federation.settings import Settings
 
@@ -61,9 +60,8 @@ def origins(settings: Settings) -> dict[str, str]:
 
 def tuning(settings: Settings) -> dict[str, Any] | None:
     """Returns how the tuned hyper-parameters were found; None where there are none, or the record is gone."""
-    if not settings.tuned or not TUNED.exists():
+    if not settings.tuned or not (section := tuned_section(settings.dataset, settings.model)):
         return None
-    section = yaml.safe_load(TUNED.read_text()).get(settings.dataset, {}).get(settings.model, {})
     return {key: section[key] for key in ("command", "partitions", "seeds", "rounds", "trials") if key in section}
 
 
