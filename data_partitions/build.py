@@ -24,12 +24,16 @@ RECIPE_VERSION = 3
 BUILT = Path("data/partitions")
 """Where ``python -m data_partitions build`` puts a store, and a run looks for one of its recipe."""
 
+NAMED = "{}-{partition}-clients{clients}-seed{seed}-fraction{fraction}"
+"""What a store of samples is called, where it has no marks; colons become underscores."""
+
 
 def find_built(dataset: str, partition: str, clients: int, seed: int, fraction: float) -> Path | None:
     """The store in `BUILT` whose name is that of this recipe, if any; `prepare` there verifies it."""
     stem = re.sub(r"[^\w.-]", "_", Path(dataset.partition(":")[2]).stem or dataset)
-    recipe = f"-{partitioners.parse(partition).spec}-clients{clients}-seed{seed}-fraction{fraction}".replace(":", "_")
-    found = sorted(path for end in ("", "-embedded") for path in BUILT.glob(f"{stem}*{recipe}{end}.h5"))
+    form = partitioners.parse(partition).spec
+    name = NAMED.format(f"{stem}*", partition=form, clients=clients, seed=seed, fraction=fraction).replace(":", "_")
+    found = sorted(path for end in ("", "-embedded") for path in BUILT.glob(f"{name}{end}.h5"))
     return found[0] if found else None
 
 
@@ -122,7 +126,7 @@ def prepare(
     }
     drawn = {"new_clients": new_clients} if new_clients and form.assign is None else {}
     recipe |= drawn
-    name = "{}-{partition}-clients{clients}-seed{seed}-fraction{fraction}".format(samples_path.stem, **recipe)
+    name = NAMED.format(samples_path.stem, **recipe)
     marks = f"-new{new_clients}" * bool(drawn) + "-tuning" * tuning + "-embedded" * embed
     path = folder / (name.replace(":", "_") + marks + ".h5")
     if path.exists():

@@ -19,7 +19,6 @@ from benchmarks.analysis.plots.plot import Looks
 from benchmarks.analysis.statistics import differences_to_local, half_intervals
 from benchmarks.analysis.tables import seconds_of_rounds
 from benchmarks.federation.metrics import METRICS
-from benchmarks.styles import MARKERS
 from benchmarks.terminal import printable
 
 VALUES = 250_000
@@ -150,8 +149,7 @@ def describe(comparison: Comparison, looks: Looks, comparisons: int) -> dict[str
         look = looks[method]
         methods.append(
             {
-                **{"name": printable(method), "color": look.color, "marker": MARKERS[look.marker]},
-                "dash": [round(2 * length) for length in look.dash],
+                **{"name": printable(method), **look.bokeh_marker, "dash": look.bokeh_line["line_dash"]},
                 **curves(comparison, method, found, points),
                 "clients": of_clients(found, runs.get("local", []), most),
             }

@@ -83,9 +83,10 @@ def write(
     table = pd.concat({(c.dataset, c.partition, c.apart): c.table.assign(target=c.target) for c in comparisons})
     levels = ["dataset", "partition", "settings", "method"]
     table.to_csv(out / "table.csv", index_label=levels, errors="backslashreplace")
-    (out / "table.md").write_text("\n".join([*markdown, *legend(comparisons), ""]), encoding="utf-8")
+    explained = legend(comparisons)
+    (out / "table.md").write_text("\n".join([*markdown, *explained, ""]), encoding="utf-8")
     (out / "table.tex").write_text(latex(comparisons), encoding="utf-8")
-    (out / "index.html").write_text(page(sections, out, looks, legend(comparisons), command, ranking), encoding="utf-8")
+    (out / "index.html").write_text(page(sections, out, looks, explained, command, ranking), encoding="utf-8")
     return [out / "index.html", *tables, *pictures]
 
 

@@ -18,8 +18,7 @@ REFERENCE = "pfedpara"
 
 def half_interval(values: Sequence[float]) -> float:
     """Returns half the width of the 95 % interval of the mean (Student's t); NaN for fewer than two values."""
-    n = len(values)
-    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return float(half_intervals(np.reshape(values, (-1, 1)))[0])
 
 
 def half_intervals(values: np.ndarray) -> np.ndarray:
@@ -62,14 +61,10 @@ def differences_to_local(runs: list[EndedRun], local: list[EndedRun]) -> list[np
     ]
 
 
-def differences_to_reference(runs: list[EndedRun], reference: list[EndedRun]) -> list[float]:
-    """Returns each run's mean accuracy less the reference's on the same seed and partition."""
-    theirs = {run.partition: run.summary["accuracy"]["mean"] for run in reference}
-    return [
-        run.summary["accuracy"]["mean"] - theirs[run.partition]
-        for run in runs
-        if run.algo != REFERENCE and run.partition in theirs
-    ]
+def paired_differences(ours: list[EndedRun], theirs: list[EndedRun]) -> list[float]:
+    """Returns each run's mean accuracy less its partner's, on the same seed and partition; of those that have one."""
+    there = {run.partition: run.summary["accuracy"]["mean"] for run in theirs}
+    return [run.summary["accuracy"]["mean"] - there[run.partition] for run in ours if run.partition in there]
 
 
 def reached_alone(local: list[EndedRun]) -> float:
@@ -125,7 +120,7 @@ def tabulate(runs: dict[str, list[EndedRun]], target: float | None) -> tuple[pd.
     for algo, finished in runs.items():
         if differences := differences_to_local(finished, runs.get("local", [])):
             below[algo] = np.mean(np.concatenate(differences) < 0)
-        paired[algo] = differences_to_reference(finished, runs.get(REFERENCE, []))
+        paired[algo] = [] if algo == REFERENCE else paired_differences(finished, runs.get(REFERENCE, []))
         if finished:
             curve = mean_curve(finished)
             to_target[algo] = curve.loc[curve["accuracy"] >= target, "to_model"].head(1).min()

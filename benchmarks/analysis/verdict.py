@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.load import EndedRun
-from benchmarks.analysis.statistics import REFERENCE, half_interval
+from benchmarks.analysis.statistics import REFERENCE, half_interval, paired_differences
 from benchmarks.analysis.tables import percent
 
 FEWEST = 3
@@ -33,8 +33,7 @@ class Gap(NamedTuple):
 
 def gap(ours: list[EndedRun], theirs: list[EndedRun]) -> Gap:
     """Returns how far ``ours`` are above ``theirs``, which ran on the same seeds and partitions."""
-    there = {run.partition: run.summary["accuracy"]["mean"] for run in theirs}
-    differences = [run.summary["accuracy"]["mean"] - there[run.partition] for run in ours]
+    differences = paired_differences(ours, theirs)
     return Gap(float(np.mean(differences)), half_interval(differences))
 
 
