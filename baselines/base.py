@@ -66,6 +66,7 @@ class Trainer(FedMLTrainer):
         self.travelling: Mapping[str, Tensor] = self.shared
         self.private_state: Mapping[str, Tensor] = self.private
         self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
+        self.feedback: Params = {}  # what messages have left out of some in ``travelling`` so far, by their names
         self.trainable = list(model.parameters())  # what a step changes
         self.work: Work = {}
         self.counted: tuple[list[nn.Parameter], str] = ([], "")  # what ``count`` last saw, and its key
@@ -130,8 +131,11 @@ class Trainer(FedMLTrainer):
 
     @property
     def kept(self) -> Mapping[str, Tensor]:
-        """What a client keeps between rounds, no copies: its ``private_state``, and its optimizers' where it should."""
-        return {**self.private_state, **self.kept_moments}
+        """What a client keeps between rounds, no copies: its ``private_state``, its ``feedback``, and its optimizers'
+        state where it should.
+        """
+        waiting = {f"feedback.{name}": tensor for name, tensor in self.feedback.items()}
+        return {**self.private_state, **waiting, **self.kept_moments}
 
     @property
     def kept_moments(self) -> Params:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmarks.analysis.load import EndedRun, ReportError
 from benchmarks.analysis.statistics import reached_alone, tabulate
+from benchmarks.federation.compress import NONE
 from benchmarks.federation.recorder import whose
 
 
@@ -46,6 +47,7 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
         local = run.hyper["optimizer"]
         apart = [f"-{local}" * (local != "sgd"), *(f"-dense-{name}" for name in run.settings.get("dense", []))]
         apart += ["-alternate"] * run.settings.get("alternate", False)
+        apart += [f"-{codec}" for codec in (run.settings.get("codec", NONE),) if codec != NONE]
         found["".join([optimizer, *apart, run.apart]), weights, *bits] = method
     return found
 

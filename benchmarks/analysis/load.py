@@ -11,7 +11,7 @@ from benchmarks.federation import files
 from benchmarks.federation.metrics import METRICS, recorded_metrics
 from benchmarks.federation.settings import NAMING, complete, show
 
-OWN = {"algo", "metric", "parameterization", "dense", "alternate", "quantize", "quantize_down", "hyper"}
+OWN = {"algo", "metric", "parameterization", "dense", "alternate", "quantize", "quantize_down", "codec", "hyper"}
 OWN |= {"seed", "partition_sha256", *NAMING}
 """The settings in which the runs of one comparison may differ."""
 

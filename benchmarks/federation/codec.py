@@ -1,8 +1,8 @@
-"""What a travelling tensor becomes on the wire: float32 as it is, or quantized with stochastic rounding.
+"""What a travelling tensor becomes on the wire: float32 as it is, in part (compress.py), or quantized.
 
-FedPAQ (Reisizadeh et al., "FedPAQ: A Communication-Efficient Federated Learning Method with Periodic Averaging and
-Quantization", AISTATS 2020, Algorithm 1): client i sends Q(w_i − w), the server adds it to the w that it sent. Their
-quantizer (Example 1) rounds each value at random to one of its two neighbours on a grid, so that E[Q(x)] = x:
+Quantizing is FedPAQ (Reisizadeh et al., "FedPAQ: A Communication-Efficient Federated Learning Method with Periodic
+Averaging and Quantization", AISTATS 2020, Algorithm 1): client i sends Q(w_i − w), the server adds it to the w that it
+sent. Their quantizer (Example 1) rounds each value at random to one of its two neighbours on a grid, where E[Q(x)] = x:
 
     Q(x) = a · k / s,   k = ⌊s x / a⌋ or ⌈s x / a⌉,   |Q(x) − x| < a / s,   s = 2^(bits − 1) − 1
 
@@ -23,7 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baselines.base import Params, Trainer, copy_into
+from benchmarks.federation import compress
+from benchmarks.federation.compress import Codec, Shapes
 from benchmarks.federation.settings import UNQUANTIZED
+from pfedpara.sharing import learned
 from pfedpara.streams import stream_seed
 
 KINDS = {form: np.dtype(kind) for form, kind in (("4", "u1"), ("8", "i1"), ("16", "<i2"), ("float16", "<f2"))}
@@ -54,7 +58,7 @@ def unflatten(flat: Tensor | None, template: Mapping[str, Tensor]) -> dict[str, 
 
 
 def random_stream(direction: Literal["up", "down"], *keys: int) -> np.random.Generator:
-    """Returns the random stream that rounds one message: up by seed, client and round, down by seed and round."""
+    """Returns the random stream that packs one message: up by seed, client and round, down by seed and round."""
     return np.random.default_rng(stream_seed(f"quantize {direction}", *keys))
 
 
@@ -130,22 +134,108 @@ def known(received: Tensor, like: Mapping[str, Tensor], differences: Collection[
     )
 
 
+def feedback(trainer: Trainer, spec: str) -> Params:
+    """Returns what a client keeps for the codec ``spec``: of each tensor that travels in part, what was left out, 0.
+
+    Running statistics travel whole: a variance that is made up of parts may fall below 0.
+    """
+    if spec == compress.NONE:
+        return {}
+    whole = trainer.shared.keys() - learned(trainer.shared).keys()
+    return {name: torch.zeros(t.shape) for name, t in trainer.travelling.items() if name not in whole}
+
+
+def add_waiting(values: Tensor, like: Mapping[str, Tensor], waiting: Params) -> Tensor:
+    """Returns flat ``values`` (n,) of the tensors ``like``, and on top of each what is ``waiting`` of it."""
+    if not waiting:
+        return values
+    return values + flatten({name: waiting.get(name, torch.zeros(tensor.shape)) for name, tensor in like.items()})
+
+
+def keep_waiting(waiting: Params, left_out: Tensor, like: Mapping[str, Tensor]) -> None:
+    """Makes ``waiting`` what was ``left_out`` (n,) of the tensors ``like``; the others wait on."""
+    if waiting:
+        parts = unflatten(left_out, like)
+        copy_into(
+            {name: waiting[name] for name in like if name in waiting}, {n: parts[n] for n in like if n in waiting}
+        )
+
+
+def divide(flat: Tensor, like: Mapping[str, Tensor], partial: Collection[str]) -> tuple[Tensor, Tensor]:
+    """Returns the tensors named in ``partial``, and the others, each end to end."""
+    if like.keys() <= set(partial):  # no copies of a whole model
+        return flat, torch.empty(0)
+    parts = dict(zip(like, flat.split([tensor.numel() for tensor in like.values()]), strict=True))
+    some, others = ([part for name, part in parts.items() if (name in partial) == inside] for inside in (True, False))
+    return torch.cat([torch.empty(0), *some]), torch.cat([torch.empty(0), *others])
+
+
+def join(some: Tensor, others: Tensor, like: Mapping[str, Tensor], partial: Collection[str]) -> Tensor:
+    """Returns what ``divide`` divided."""
+    if like.keys() <= set(partial):
+        return some
+    sizes = {inside: [t.numel() for name, t in like.items() if (name in partial) == inside] for inside in (True, False)}
+    parts = {True: iter(some.split(sizes[True])), False: iter(others.split(sizes[False]))}
+    return torch.cat([next(parts[name in partial]) for name in like])
+
+
+def codec_of(form: str, like: Mapping[str, Tensor], partial: Collection[str]) -> tuple[Codec, Shapes]:
+    """Returns the codec called ``form``, and the shapes of what it packs."""
+    codec = compress.parse(form)[1]
+    assert codec is not None
+    return codec, [tuple(tensor.shape) for name, tensor in like.items() if name in partial]
+
+
 def pack(
-    values: Tensor, reference: Tensor | None, like: Mapping[str, Tensor], form: str, stream: np.random.Generator | None
+    values: Tensor,
+    reference: Tensor | None,
+    like: Mapping[str, Tensor],
+    form: str,
+    stream: np.random.Generator | None,
+    partial: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Returns what a message says of flat ``values`` (n,) with the shapes of ``like``: ``tensors`` and, for quantized
-    ones, how many ``parameters`` they are. The receiver has ``reference`` (n,) already, where it is given."""
+    """Returns what a message says of flat ``values`` (n,) with the shapes of ``like``: ``tensors`` and, for packed
+    ones, how many ``parameters`` they are. The receiver has ``reference`` (n,) already, where it is given.
+
+    A codec packs the tensors named in ``partial`` and takes a reference and a stream; the others travel whole.
+    """
     if form == UNQUANTIZED:
         return {"tensors": values}
-    change = values if reference is None else values - reference
     sizes = [tensor.numel() for tensor in like.values()]
-    return {"tensors": torch.from_numpy(quantize(change.numpy(), sizes, form, stream)), "parameters": values.numel()}
+    if form in KINDS:
+        change = values if reference is None else values - reference
+        return {"tensors": torch.from_numpy(quantize(change.numpy(), sizes, form, stream)), "parameters": sum(sizes)}
+    assert reference is not None
+    assert stream is not None
+    codec, shapes = codec_of(form, like, partial)
+    (v, whole), (w, _) = divide(values, like, partial), divide(reference, like, partial)
+    parts = [*codec.pack(v.numpy(), w.numpy(), shapes, stream), whole.numpy()]
+    packed = np.concatenate([part.view(np.uint8) for part in parts])
+    return {"tensors": torch.from_numpy(packed), "parameters": codec.count(shapes) + whole.numel()}
 
 
-def unpack(tensors: Tensor | None, reference: Tensor | None, like: Mapping[str, Tensor], form: str) -> Tensor:
-    """Returns the flat float32 values (n,) of what ``pack`` made. Raises ValueError where it is not of that form."""
+def unpack(
+    tensors: Tensor | None,
+    reference: Tensor | None,
+    like: Mapping[str, Tensor],
+    form: str,
+    stream: np.random.Generator | None = None,
+    partial: Collection[str] = (),
+) -> Tensor:
+    """Returns the flat float32 values (n,) of what ``pack`` made, with a fresh ``stream`` of the same keys.
+
+    Raises ValueError where it is not of that form.
+    """
     tensors = torch.empty(0) if tensors is None else tensors
     if form == UNQUANTIZED or not like:
         return tensors
-    change = torch.from_numpy(dequantize(tensors.numpy(), [tensor.numel() for tensor in like.values()], form))
-    return change if reference is None else reference + change
+    if form in KINDS:
+        change = torch.from_numpy(dequantize(tensors.numpy(), [tensor.numel() for tensor in like.values()], form))
+        return change if reference is None else reference + change
+    assert reference is not None
+    assert stream is not None
+    codec, shapes = codec_of(form, like, partial)
+    w, whole = divide(reference, like, partial)
+    packed, rest = np.split(tensors.numpy().view(np.uint8), [-4 * whole.numel() or tensors.nbytes])
+    arrived = torch.from_numpy(codec.unpack(packed, w.numpy(), shapes, stream))
+    return join(arrived, torch.from_numpy(rest.copy().view(np.float32)), like, partial)

@@ -27,16 +27,18 @@ TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
 METAVARS = {
     **dict.fromkeys(("data_dir", "out", "state_dir"), "DIR"),
     **dict.fromkeys(("quantize", "quantize_down"), "BITS"),
+    **dict.fromkeys(("partition", "codec"), "SPEC"),
     **dict.fromkeys(("fraction", "deadline"), "X"),
     **dict.fromkeys(("dropout", "stragglers"), "P"),
-    **{"partition": "SPEC", "checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME", "image_size": "N"},
+    **{"checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME", "image_size": "N"},
 }
-SEVERAL = ("algo", "partition", "parameterization", "quantize", "seed")
+SEVERAL = ("algo", "partition", "parameterization", "quantize", "codec", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
 FIELDS = Settings.model_fields
 CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes")
+WEIGHTS = ("parameterization", "dense", "alternate")
 GROUPS = {
-    "what is compared": ("suite", "preset", "algo", "parameterization", "dense", "alternate", "quantize", "seed"),
+    "what is compared": ("suite", "preset", "algo", *WEIGHTS, "quantize", "codec", "seed"),
     "data and model": ("dataset", *Choices._fields, "data_dir", "partition", "fraction", "tuning", "clients", "model"),
     "rounds": ("rounds", "clients_per_round", "new_clients", "quantize_down", "dropout", "stragglers", "deadline"),
     "local training": (*HYPER_OPTIONS, *HYPER_FLAGS, "set"),
@@ -223,14 +225,16 @@ def check_methods(options: dict[str, Any]) -> list[tuple[str, str | None]]:
 def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
     common = {"clients_per_round": options.get("clients", FIELDS["clients"].default)} | options
     lists = [common.get(name, [FIELDS[name].default]) for name in ("partition", "seed", "algo")]
-    lists += [common.get("parameterization", [None]), common.get("quantize", [FIELDS["quantize"].default])]
+    lists += [common.get("parameterization", [None])]
+    lists += [common.get(name, [FIELDS[name].default]) for name in ("quantize", "codec")]
     found: list[Settings] = []
     known: dict[str, dict[str, Any]] | None = None  # all runs are of one data set and model
     restated = options.get("tuned", ())
-    for partition, seed, algo, weights, form in itertools.product(*lists):
+    for partition, seed, algo, weights, bits, codec in itertools.product(*lists):
         try:
             method = find_method(algo, weights)
-            own = {"parameterization": method.parameterization, "quantize": form, "hyper": {}, "tuned": []}
+            own = {"parameterization": method.parameterization, "quantize": bits, "codec": codec}
+            own |= {"hyper": {}, "tuned": []}
             own |= {} if method.factors else {"dense": [], "alternate": False}
             s = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
         except ValidationError as error:

@@ -19,6 +19,7 @@ from baselines.local import LocalTrainer
 from baselines.per_fedavg import PerFedAvgTrainer
 from baselines.pfedme import PFedMeTrainer
 from baselines.scaffold import ScaffoldTrainer
+from benchmarks.federation import codec
 from benchmarks.federation.models import build_model
 from benchmarks.federation.settings import Settings
 from data_partitions import Store, plugins
@@ -86,4 +87,6 @@ def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trai
     torch.set_rng_state(stream_state("start", settings.seed))
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std, store.task)
     method = find_method(settings.algo, settings.parameterization)
-    return method.build(model.to(device), settings.dense, settings.alternate, **settings.hyper)
+    trainer = method.build(model.to(device), settings.dense, settings.alternate, **settings.hyper)
+    trainer.feedback = codec.feedback(trainer, settings.codec)
+    return trainer

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from benchmarks.federation import compress
 from data_partitions.datasets import NAMES, Choices, short_name
 from data_partitions.partitioners import parse
 
@@ -80,6 +81,11 @@ class Settings(BaseModel):
         "32", description="bits of a parameter on the uplink, one run each: 4 | 8 | 16 | float16 | 32"
     )
     quantize_down: Format = Field("32", description="bits of a parameter on the downlink: 4 | 8 | 16 | float16 | 32")
+    codec: str = Field(
+        compress.NONE,
+        description="what of an update travels up, while the rest waits on the client, one run each: topk:SHARE | "
+        "randk:SHARE | sign | powersgd:RANK | none (all of it)",
+    )
     model: str = Field("mlp", description="")  # the command line lists those that are here
     seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
     out: Path = Field(Path("runs"), description="folder of results: OUT/<dataset>-<partition>/<algo>/seed<k>/")
@@ -142,6 +148,11 @@ class Settings(BaseModel):
     def _canonical_partition(cls, partition: str) -> str:
         return parse(partition).spec
 
+    @field_validator("codec")
+    @classmethod
+    def _canonical_codec(cls, codec: str) -> str:
+        return compress.parse(codec)[0]
+
     @field_validator("dense")
     @classmethod
     def _canonical_dense(cls, dense: list[str]) -> list[str]:
@@ -175,6 +186,19 @@ class Settings(BaseModel):
             raise ValueError(f"--stragglers needs a --deadline above 0, got --stragglers {self.stragglers} alone")
         return self
 
+    @model_validator(mode="after")
+    def _one_way_up(self) -> "Settings":
+        if self.codec != compress.NONE and self.quantize != UNQUANTIZED:
+            raise ValueError(
+                f"--codec {self.codec} and --quantize {self.quantize} both pack the uplink; take one of the two"
+            )
+        return self
+
+    @property
+    def uplink(self) -> str:
+        """How the clients' updates are packed."""
+        return self.quantize if self.codec == compress.NONE else self.codec
+
     @property
     def local_optimizer(self) -> str:
         """The clients' optimizer; empty where it is plain SGD."""
@@ -193,6 +217,7 @@ class Settings(BaseModel):
         dense = f"-dense-{'+'.join(self.dense)}" if self.dense else ""
         ways = {"": self.quantize, "down": self.quantize_down}
         codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
+        codec += [f"-{self.codec}"] * (self.codec != compress.NONE)
         values = flatten(self.record())
         shown = [f",{show(name, values[name])}" for name in self.shown if name in values]
         method = self.name or self.variant + dense + "-alternate" * self.alternate

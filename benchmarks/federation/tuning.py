@@ -39,7 +39,7 @@ OWN = {
     "name",
     "dense",
 }
-OWN |= {"quantize", "quantize_down", "eval_every", "checkpoint_every", "tuning", "hyper", "shown", "tuned"}
+OWN |= {"quantize", "quantize_down", "codec", "eval_every", "checkpoint_every", "tuning", "hyper", "shown", "tuned"}
 """The settings that trials do not take over from a suite."""
 
 

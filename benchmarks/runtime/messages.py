@@ -5,7 +5,7 @@ A message is FedML's ``Message``. On the wire it is a header, and a body where i
     4 bytes   8 bytes              8 bytes          padded with spaces to a multiple of 256     body: 4 · n bytes
     "pFP2"    length of the JSON   length of body   JSON of all parameters but the tensors      tensors, float32, flat
 
-Quantized tensors are the bytes of codec.py instead, and the JSON says in "parameters" how many numbers they stand for.
+Packed tensors are the bytes of codec.py instead, and the JSON says in "parameters" how many numbers they stand for.
 Sender and receiver know names and shapes from the model, so neither travels. Nothing is ever unpickled.
 """
 
@@ -94,7 +94,7 @@ def check(message: Message, workers: int) -> None:
 def encode(message: Message) -> tuple[np.ndarray, np.ndarray]:
     """Returns header and body, uint8; the body is a view of the message's tensors, empty where it has none.
 
-    Those are flat and on the CPU: float32 (n,), quantized ones uint8.
+    Those are flat and on the CPU: float32 (n,), packed ones uint8.
     """
     params = dict(message.get_params())
     tensors = params.pop(TENSORS, None)

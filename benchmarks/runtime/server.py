@@ -216,13 +216,14 @@ class Server(Node):
 
     def update(self, message: Message, run: Run, known: Tensor, sent: Mapping[str, Tensor]) -> tuple[float, Params]:
         """Returns what an uplink brings: the client's samples and the tensors ``sent``. Raises MessageError."""
-        client, samples = message.get("client"), message.get("samples")
+        client, samples, settings = message.get("client"), message.get("samples"), run.settings
         if samples != run.sizes[client]:
             raise MessageError(message, f"client {client} has {run.sizes[client]} samples, not {samples}")
+        stream = codec.random_stream("up", settings.seed, client, run.progress.round)
         try:
-            return samples, codec.unflatten(
-                codec.unpack(message.get(TENSORS), known, sent, run.settings.quantize), sent
-            )
+            tensors, form = message.get(TENSORS), settings.uplink
+            arrived = codec.unpack(tensors, known, sent, form, stream, run.trainer.feedback)
+            return samples, codec.unflatten(arrived, sent)
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
 

@@ -107,6 +107,8 @@ NONSENSE = [
     (("--quantize", "3"), "'3'", "'float16'"),
     (("--quantize", "few"), "'few'", "'float16'"),
     (("--quantize-down", "1"), "'1'", "'float16'"),
+    (("--codec", "topk:1.5"), "'topk:1.5'", "up to 1 for the whole model"),
+    (("--codec", "topk:0.1", "--quantize", "8"), "--codec topk:0.1 and --quantize 8", "take one of the two"),
     (("--dataset", "npz:\udcff.npz"), "npz:\\udcff.npz", "UTF-8"),
     (("--data-dir", "\udcff"), "--data-dir: '\\udcff'", "UTF-8"),
     (("--state-dir", "\udcff"), "--state-dir: '\\udcff'", "UTF-8"),
