@@ -3,6 +3,7 @@
 #   ./run_all.sh                   every method × seeds 0 … 4 × {dirichlet:0.5, shards:2}, 15 rounds; docs/results.md
 #   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 6 rounds;
 #                                  docs/compatibility.md
+#   ./run_all.sh --paper           each suite paper-*.yaml whose data can be had, then docs/paper.md's tables; hours
 #   ./run_all.sh --quick           five methods, one seed, one partition, 10 rounds: under three minutes on two cores
 # Each is a suite, benchmarks/suites/*.yaml. Anything else on the command line goes to benchmarks/run.py, e.g. --out
 # elsewhere, and leaves docs/ as it is. A job that was stopped goes on. RANKS: processes in the group (default: one
@@ -11,8 +12,20 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . ./environment.sh requirements.lock
 
+if [ "${1:-}" = --paper ]; then
+  shift
+  failed=()
+  for suite in benchmarks/suites/paper-*.yaml; do
+    name=$(basename "$suite" .yaml)
+    ./run_all.sh "--$name" "$@" || failed+=("$name")
+  done
+  mapfile -t found < <(cd runs 2>/dev/null && ls -d paper-*)
+  [ ${#found[@]} = 0 ] || python -m benchmarks.analysis.claims "${found[@]/#/runs/}" --picture runs/fig5.png
+  [ ${#failed[@]} = 0 ] || { echo "left out, as said above: ${failed[*]}" >&2 && exit 1; }
+  exit
+fi
 suite=full out=()
-case "${1:-}" in --quick | --compatibility) suite=${1#--} && shift ;; esac
+case "${1:-}" in --quick | --compatibility | --paper-*) suite=${1#--} && shift ;; esac
 if [ $# -eq 0 ]; then
   case $suite in
   full) out+=(--command ./run_all.sh --page docs/results.md) ;;

@@ -1,7 +1,6 @@
 """The suites of docs/paper.md: a small cell of each, on drawn data, gives the same bits twice."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,9 @@ import pytest
 import yaml
 
 from benchmarks.federation.suites import FOLDER, read_suite
-from tests.support import ROOT, run
+from tests.support import run
 
-SUITES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem.startswith(("paper-", "tuning-")))
+SUITES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem.startswith("paper-"))
 DATA = ("preset", "data_dir", "fraction", "out", "tune", "report")
 
 
@@ -34,11 +33,11 @@ def test_a_small_cell_repeats(name: str, characters: Path, tmp_path: Path) -> No
     cell = {key: value for key, value in suite.items() if key not in DATA}
     cell |= {"partition": "natural" if natural else "iid", "dataset": f"npz:{characters}", "rounds": 1, "seed": 0}
     cell["runs"] = [run for run in cell["runs"] if "pfedpara" in run["algo"]][:1]
-    (tmp_path / "cell.yaml").write_text(yaml.safe_dump(cell | {"out": str(tmp_path / "runs")}))
+    (tmp_path / "cell.yaml").write_text(yaml.safe_dump(cell))
     hashes = []
-    for ranks in (2, 3):
+    for ranks in (1, 2):
         done = run("--suite", str(tmp_path / "cell.yaml"), "--out", str(tmp_path / f"ranks-{ranks}"), ranks=ranks)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
         found = sorted((tmp_path / f"ranks-{ranks}").rglob("summary.json"))
         hashes.append([json.loads(path.read_text())["shared_sha256"] for path in found])
     assert hashes[0] == hashes[1] != []

@@ -130,7 +130,7 @@ PROGRAMS = (
     *("benchmarks/run.py", "benchmarks/report.py", "benchmarks/tune.py"),
     *("-m data_partitions build", "-m pfedpara.inspect"),
     *(f"-m benchmarks.perf.{name}" for name in ("runtime", "layers", "stability", "averaging")),
-    "-m benchmarks.analysis.steps",
+    *(f"-m benchmarks.analysis.{name}" for name in ("steps", "claims", "trials")),
 )
 
 
@@ -148,7 +148,8 @@ def test_every_program_explains_itself_and_the_options_and_files_that_they_name(
     known = "".join(map(explained, PROGRAMS))
     named = {option for code in re.findall(r"`([^`\n]+)`", PAGES) for option in re.findall(r"(?<!\S)--[a-z-]+", code)}
     # Of run_all.sh, which has no help, and of mpirun, pip, podman and mlflow.
-    named -= {"--quick", "--compatibility", "--oversubscribe", "--no-deps", "--shm-size", "--backend-store-uri"}
+    named -= {"--quick", "--compatibility", "--paper", "--paper-unipen"}
+    named -= {"--oversubscribe", "--no-deps", "--shm-size", "--backend-store-uri"}
     assert [option for option in sorted(named) if option not in known] == []
 
 
