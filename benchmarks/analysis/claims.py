@@ -7,6 +7,7 @@ A folder is named after its suite, which tells the scenario. docs/paper.md has t
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from benchmarks.analysis.load import ReportError
 from benchmarks.analysis.statistics import half_interval
 from benchmarks.analysis.steps import FIGURES, Runs, by_label, forms, words
 from benchmarks.styles import style_of
+from benchmarks.terminal import printable
 
 ACCURACY = FIGURES["after training"]
 CLOSE = 0.01
@@ -141,12 +143,13 @@ def main() -> None:
     p.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs of a paper-*.yaml each")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the accuracies in the form of Fig. 5")
     options = p.parse_args()
-    if strange := [folder.name for folder in options.folders if folder.name not in PANELS]:
-        p.error(f"{strange[0]} is no scenario; there are {', '.join(PANELS)}")
     try:
+        if strange := [folder.name for folder in options.folders if folder.name not in PANELS]:
+            raise ReportError(f"{strange[0]} is no scenario; there are {', '.join(PANELS)}")
         scenarios = {folder.name: by_label(folder) for folder in options.folders}
     except ReportError as error:
-        p.error(str(error))
+        print(printable(f"error: {error}"), file=sys.stderr)
+        sys.exit(2)
     print("\n\n".join(tell(name, runs) for name, runs in scenarios.items()))
     if options.picture:
         draw(scenarios).savefig(options.picture, dpi=120)

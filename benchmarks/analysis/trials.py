@@ -8,6 +8,7 @@ trial cost, each of a batch's samples once.
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import yaml
 
 from benchmarks.analysis.load import EndedRun, ReportError, load
+from benchmarks.terminal import printable
 
 VARIED = ("lr", "personal_lr", "clip_norm")
 """The hyper-parameters that a grid goes over."""
@@ -54,7 +56,12 @@ def _score(run: EndedRun) -> float:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs of a tuning-*.yaml each")
-    studies = {folder.name: trials(folder) for folder in p.parse_args().folders}
+    options = p.parse_args()
+    try:
+        studies = {folder.name: trials(folder) for folder in options.folders}
+    except ReportError as error:
+        print(printable(f"error: {error}"), file=sys.stderr)
+        sys.exit(2)
     print(yaml.safe_dump(studies, sort_keys=False, default_flow_style=None, width=120), end="")
 
 
