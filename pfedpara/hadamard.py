@@ -12,8 +12,11 @@
     pfedpara  W = W1 ⊙ (W2 + 1)    the factors of W1 are shared, those of W2 are private: W1 is what the clients have in
                                    common, W1 ⊙ W2 what is the client's own
     lowrank   W = W1               the conventional product that FedPara is compared with
+    fedsa     W = W1               X1 (m, r) is private, Y1, and T1 of a kernel, are shared: what both a client's inputs
+                                   pass first (Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated
+                                   Learning", ICLR 2025; there beside frozen weights)
 
-pFedPara's private half may also be added, W = W1 + D with a dense private D (m, n): ``additive``.
+pFedPara's private half may also be added, ``additive``: W = W1 + D with a dense private D (m, n), or W = W1 + X2 Y2ᵀ.
 
 Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning", ICLR 2022
 (Propositions 1 and 3). Originals are kept in the order X1, Y1, X2, Y2 or T1, X1, Y1, T2, X2, Y2.
@@ -34,7 +37,9 @@ from torch.autograd import forward_ad
 
 IN_PLACE_FROM = 1 << 20  # numbers in a weight: the matrices of a smaller one stay in cache, and autograd is quicker
 
-Method = Literal["pfedpara", "fedpara", "lowrank"]
+Method = Literal["pfedpara", "fedpara", "lowrank", "fedsa"]
+Additive = bool | Literal["lowrank"]
+"""Whether pFedPara's private half is added: a dense matrix, or one of low rank."""
 
 
 def as_matrices(*factors: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +129,7 @@ class Composition(nn.Module):
 
     ``shape`` is (m, n) or (O, I, k1, k2), and ``weight_shape`` that of the weight itself, for a kernel factored as a
     matrix. ``tanh`` composes tanh(W1) and tanh(W2), the paper's non-linearity of the inner products. ``additive`` is
-    for pFedPara: D is kept as (m, n), or (O, I k1 k2).
+    for pFedPara: a dense D is kept as (m, n), or (O, I k1 k2).
     """
 
     def __init__(
@@ -134,31 +139,33 @@ class Composition(nn.Module):
         weight_shape: tuple[int, ...],
         rank: int,
         tanh: bool,
-        additive: bool = False,
+        additive: Additive = False,
     ) -> None:
         super().__init__()
-        self.additive = additive
+        self.additive, self.with_dense = additive, additive is True
         self.method, self.shape, self.weight_shape, self.rank, self.tanh = method, shape, weight_shape, rank, tanh
-        self.inner_products = 1 if method == "lowrank" or additive else 2
+        self.inner_products = 1 if method in ("lowrank", "fedsa") or self.with_dense else 2
 
     @property
     def factor_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all factors, in the order of the originals."""
         rank, (rows, columns, *kernel) = self.rank, self.shape
         core = [(rank, rank, *kernel)] if kernel else []
-        private = [(rows, math.prod(self.shape[1:]))] if self.additive else []
+        private = [(rows, math.prod(self.shape[1:]))] if self.with_dense else []
         return self.inner_products * [*core, (rows, rank), (columns, rank)] + private
 
     @property
     def private_originals(self) -> tuple[str, ...]:
-        """Names of the originals that never leave the client: pFedPara's second half, none otherwise."""
+        """Names of the originals that never leave the client: pFedPara's second half, FedSA's X, none otherwise."""
         count = len(self.factor_shapes)
-        first = count - 1 if self.additive else count // 2
+        if self.method == "fedsa":
+            return (f"original{count - 2}",)
+        first = count - 1 if self.with_dense else count // 2
         return tuple(f"original{i}" for i in range(first, count)) if self.method == "pfedpara" else ()
 
     def products(self, factors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """The factors of each inner product."""
-        if self.additive:
+        if self.with_dense:
             return [factors[:-1]]
         count = len(factors) // self.inner_products
         return [factors[i : i + count] for i in range(0, len(factors), count)]
@@ -168,19 +175,19 @@ class Composition(nn.Module):
         shift = 1.0 if self.method == "pfedpara" else 0.0
         pairs = [as_matrices(*product) for product in self.products(factors)]
         large = math.prod(self.shape) >= IN_PLACE_FROM
-        if len(pairs) == 2 and large and not self.tanh and not _plain_autograd(factors[0]):
+        if len(pairs) == 2 and large and not self.tanh and not self.additive and not _plain_autograd(factors[0]):
             return HadamardProduct.apply(*pairs[0], *pairs[1], shift).view(self.weight_shape)
         W = [X @ Z for X, Z in pairs]  # each (m, n) or (O, I k1 k2)
         if self.tanh:
             W = [inner.tanh() for inner in W]
         if self.additive:
-            W = [W[0] + factors[-1]]
+            W = [W[0] + (factors[-1] if self.with_dense else W[1])]
         if len(W) == 2:
             W = [W[0] * (W[1] + shift if shift else W[1])]
         return W[0].view(self.weight_shape)
 
     def extra_repr(self) -> str:
-        kind = ", additive" * self.additive + ", tanh" * self.tanh
+        kind = ", additive" * bool(self.additive) + ", tanh" * self.tanh
         return f"{self.method}, shape={self.shape}, rank={self.rank}{kind}"
 
 
@@ -189,7 +196,7 @@ def initial_factors(composition: Composition, weight: Tensor, generator: torch.G
 
     A layer thus starts as the dense layer it replaces would, however that one was initialised: as He et al. where that
     one was. The factors are drawn from N(0, 1) and brought to the size s at which the mean square is right; on a He
-    layer of n inputs, in expectation, (r s⁴)² = 2/n for FedPara and r s⁴ = 2/n for the other two. For pFedPara Y2 or D
+    layer of n inputs, in expectation, (r s⁴)² = 2/n for FedPara and r s⁴ = 2/n for the others. For pFedPara Y2 or D
     is 0, hence W = W1: every client, seen or not, starts at the same function. (X2 and Y2 both at 0 would be a saddle.)
 
     Rows of zeros, such as an embedding's padding, stay zero. Raises ValueError where the weight is all zero, or, with
@@ -205,7 +212,7 @@ def initial_factors(composition: Composition, weight: Tensor, generator: torch.G
     order = len(factors)  # of the product that is W at the start
     if composition.method == "pfedpara":
         factors[-1].zero_()
-        order = order - 1 if composition.additive else order // 2
+        order = order - 1 if composition.with_dense else order // 2
     X1 = composition.products(factors)[0][-2]
     X1[weight.detach().flatten(1).abs().amax(1).cpu() == 0] = 0
     # The first step is exact for a product; tanh bends it, which a few more correct.

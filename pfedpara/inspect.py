@@ -64,6 +64,9 @@ def weight_statistics(state: Mapping[str, Tensor], method: Method, tanh: bool = 
         yield WeightStatistics(name, weight, torch.linalg.svdvals(weight.flatten(1)), norms)
 
 
+COMPOSABLE = [method for method in get_args(Method) if method != "fedsa"]  # its shared factors make no weight
+
+
 def _compose(name: str, factors: list[Tensor], method: Method, tanh: bool) -> Tensor:
     count = 3 if factors[0].dim() == 4 else 2
     if method == "pfedpara" and len(factors) == count:
@@ -151,7 +154,7 @@ def rank_experiment(draws: int, seed: int = 0) -> dict[str, list[int]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pfedpara.inspect", description="Statistics of composed weights.")
     parser.add_argument("checkpoint", type=Path, nargs="?", help="state dict (.safetensors, or written by torch.save)")
-    parser.add_argument("--method", choices=get_args(Method), default="pfedpara", help="(default: %(default)s)")
+    parser.add_argument("--method", choices=COMPOSABLE, default="pfedpara", help="(default: %(default)s)")
     parser.add_argument("--tanh", action="store_true", help="the inner products pass through tanh")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them as well: a .png, .pdf or .svg")
     parser.add_argument("--rank-experiment", type=int, metavar="DRAWS", help="ranks of random weights instead")

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pfedpara.hadamard import Composition, Method, initial_factors
+from pfedpara.hadamard import Additive, Composition, Method, initial_factors
 from pfedpara.layers import FACTORED
-from pfedpara.rank import check_gamma, fedpara_rank, lowrank_rank, maximal_rank
+from pfedpara.rank import check_gamma, fedpara_rank, fedsa_rank, lowrank_rank, maximal_rank
 from pfedpara.sharing import split_parameters
 
 __all__ = ["LayerSummary", "format_summary", "parameterize", "reconstruct", "split_parameters", "summarize"]
@@ -35,7 +35,7 @@ def parameterize(
     dense: Collection[str] = (),
     kernel: Kernel = "tensor",
     tanh: bool = False,
-    additive: bool = False,
+    additive: Additive = False,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """Replaces the weights of ``model``'s Linear, Conv2d, LSTM and Embedding layers by products of factors, in place.
@@ -59,7 +59,7 @@ def parameterize(
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     weights = list(_weights(model, dense))
-    rank_of = lowrank_rank if method == "lowrank" else fedpara_rank
+    rank_of = {"lowrank": lowrank_rank, "fedsa": fedsa_rank}.get(method, fedpara_rank)
     plans = []
     for layer, name, label in weights:
         weight = getattr(layer, name)
@@ -176,7 +176,8 @@ def summarize(model: nn.Module) -> list[LayerSummary]:
         if isinstance(layer, parametrize.ParametrizationList) and isinstance(composition := layer[0], Composition):
             name, shape = path.replace("parametrizations.", ""), composition.weight_shape
             bound = maximal_rank(composition.shape, composition.rank, composition.inner_products)
-            bound = min(composition.shape[:2]) if composition.additive else bound
+            if composition.additive:  # ranks add up to at most their sum
+                bound = min(*composition.shape[:2], *[] if composition.with_dense else [2 * composition.rank])
             total = sum(p.numel() for p in parameters.values())
             rows.append(LayerSummary(name, shape, composition.rank, bound, math.prod(shape), total, total - kept, kept))
             continue

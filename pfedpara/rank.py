@@ -52,6 +52,18 @@ def lowrank_rank(shape: tuple[int, ...], gamma: float) -> int | None:
     return None if rank is None else math.floor(_rank_with(shape, 2 * inner_parameters(shape, rank)))
 
 
+def fedsa_rank(shape: tuple[int, ...], gamma: float) -> int | None:
+    """Rank of X Yᵀ whose shared part, Y and a kernel's T, has as many parameters as pFedPara's at γ, or just below.
+
+    r (m + n) / n for a matrix, and at most the full rank. None where FedPara leaves the layer dense. Raises ValueError
+    where γ is not within [0, 1].
+    """
+    if (rank := fedpara_rank(shape, gamma)) is None:
+        return None
+    shared = _rank_with((0, *shape[1:]), inner_parameters(shape, rank))
+    return max(1, min(math.floor(shared), *shape[:2]))
+
+
 def check_gamma(gamma: float) -> None:
     """Raises ValueError where γ is not within [0, 1] (NaN is not)."""
     if not 0 <= gamma <= 1:

@@ -5,6 +5,8 @@ Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Eff
     fedpara   W = (X1 Y1ᵀ) ⊙ (X2 Y2ᵀ)         FedAvg on all factors
     pfedpara  W = (X1 Y1ᵀ) ⊙ (X2 Y2ᵀ + 1)     (section 2.3) FedAvg on X1, Y1 and biases; X2, Y2 never leave the client
     lowrank   W = X Yᵀ                         FedAvg on the factors, at no more parameters than fedpara
+    fedsa     W = X Yᵀ                         FedAvg on Y and biases, as many as pfedpara's; X never leaves the client
+                                               (Guo et al., ICLR 2025: Y is their A, X their B)
 
 No deviation beyond the shared clipping of baselines/base.py.
 """
@@ -18,12 +20,14 @@ from torch import nn
 
 from baselines.alternating import alternating
 from baselines.base import Hyper, Trainer
+from pfedpara.hadamard import Additive
 from pfedpara.hadamard import Method as Factors
 from pfedpara.parameterize import parameterize
 
 FEDAVG_ON = {
     "pfedpara": "pFedPara: FedAvg on the global half of a Hadamard product; the personal half stays.",
     "fedpara": "FedPara: FedAvg on the factors of a Hadamard product; one global model.",
+    "fedsa": "FedSA: FedAvg on one factor of X Yᵀ, at pFedPara's number of parameters; the other factor stays.",
     "lowrank": "Low rank: FedAvg on the factors of X Yᵀ, at FedPara's number of parameters; one global model.",
 }
 """What FedAvg on each kind of factors is; it goes by the factors' name."""
@@ -32,7 +36,10 @@ FEDAVG_ON = {
 class FactorHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     gamma: float = Field(0.5, ge=0, le=1, description="γ, from the smallest rank (0) to the largest (1)")
     tanh: bool = Field(False, description="pass the inner products through tanh, the paper's non-linearity")
-    additive: bool = Field(False, description="pfedpara: a dense private matrix that is added, not a factor W2 + 1")
+    additive: Additive = Field(
+        False,
+        description="pfedpara: a private matrix that is added, not a factor W2 + 1: true (dense) | lowrank (X2 Y2ᵀ)",
+    )
     private_lr: float = Field(1.0, ge=0, description="factor on η of private parameters, in local steps of SGD")
 
 

@@ -97,7 +97,7 @@ def wording(comparison: Comparison) -> pd.DataFrame:
 def wording_of_grid(comparison: Comparison) -> pd.DataFrame:
     """Returns a row for each optimizer and a column for each choice of weights and bits: accuracy, and MB sent."""
     found = arrange(comparison)
-    order = {"dense": 0, "lowrank": 1, "fedpara": 2, "pfedpara": 3}
+    order = {"dense": 0, "lowrank": 1, "fedpara": 2, "pfedpara": 3, "fedsa": 4}
     optimizers = sorted({optimizer for optimizer, *_ in found})
     columns = sorted(
         {tuple(column) for _, *column in found}, key=lambda c: (order[c[0]], *(-int(b.lstrip("float")) for b in c[1:]))

@@ -48,6 +48,7 @@ METHODS: dict[str, Method] = {
     "pfedpara": Method(FedAvgTrainer, "pfedpara"),
     "fedpara": Method(FedAvgTrainer, "fedpara"),
     "lowrank": Method(FedAvgTrainer, "lowrank"),
+    "fedsa": Method(FedAvgTrainer, "fedsa"),
 }
 
 

@@ -14,8 +14,8 @@ from data_partitions.partitioners import parse
 Format = Literal["4", "8", "16", "float16", "32"]
 """Bits of a parameter on the wire; 32 does not quantize."""
 UNQUANTIZED = "32"
-Weights = Literal["dense", "fedpara", "pfedpara", "lowrank"]
-FACTORS = ("fedpara", "pfedpara", "lowrank")
+Weights = Literal["dense", "fedpara", "pfedpara", "lowrank", "fedsa"]
+FACTORS = ("fedpara", "pfedpara", "lowrank", "fedsa")
 # What a run does on the way, without any effect on its figures.
 CONDUCT = {
     "out",
@@ -67,8 +67,8 @@ class Settings(BaseModel):
     rounds: int = Field(30, ge=1, description="rounds of communication")
     parameterization: Weights = Field(
         "dense",
-        description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank; by "
-        "default the method's own",
+        description="the model's weights, one run each: dense | fedpara | pfedpara (personal factors) | lowrank | "
+        "fedsa (a personal factor); by default the method's own",
     )
     metric: list[str] = Field([], description="what else clients are judged by, beside the usual metrics: MODULE:NAME")
     dense: list[str] = Field(

@@ -18,7 +18,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
-def stepped(**chosen: float | bool) -> tuple[Trainer, dict[str, Tensor]]:
+def stepped(**chosen: float | str) -> tuple[Trainer, dict[str, Tensor]]:
     """Returns a trainer after two steps, and how far the second one moved each parameter."""
     trainer = find_method("pfedpara").build(model(), ["2"], **chosen)
     batch = torch.randn(8, 20), torch.arange(8) % 3
@@ -41,8 +41,34 @@ def test_the_private_half_is_added() -> None:
     torch.testing.assert_close(trainer.model[0].weight, now[X] @ now[Y].T + now[D])
 
 
-@pytest.mark.parametrize("additive", [False, True])
-def test_the_private_half_learns_at_its_own_rate(additive: bool) -> None:
+def test_the_private_half_is_added_at_low_rank() -> None:
+    """What is sent, kept and started from is pFedPara's; the halves are summed."""
+    (row, *_) = [row for row in summarize(parameterize(model(), additive="lowrank", dense=["2"])) if row.rank]
+    (plain, *_) = [row for row in summarize(parameterize(model(), dense=["2"])) if row.rank]
+    assert (row.rank, row.maximal_rank, row.shared, row.private) == (4, 8, plain.shared, plain.private)
+    trainer, _ = stepped(additive="lowrank")
+    assert trainer.private.keys() == {D, D.replace("2", "3")}
+    now = dict(trainer.model.named_parameters())
+    own = now[D] @ now[D.replace("2", "3")].T
+    assert own.abs().max() > 0
+    torch.testing.assert_close(trainer.model[0].weight, now[X] @ now[Y].T + own)
+
+
+def test_fedsa_shares_the_factor_that_inputs_pass_first() -> None:
+    trainer = find_method("fedsa").build(model(), ["2"])
+    now = dict(trainer.model.named_parameters())
+    assert (trainer.private.keys(), trainer.judged_on) == ({X}, "trained")
+    assert (now[X].shape, now[Y].shape) == ((16, 7), (20, 7))  # 140 of pFedPara's 4 · 36 = 144 shared ones
+    torch.testing.assert_close(trainer.model[0].weight, now[X] @ now[Y].T)
+    kernel = nn.Sequential(nn.Conv2d(16, 32, 3))
+    (row,) = [row for row in summarize(parameterize(kernel, "fedsa")) if row.rank]
+    (ours,) = [row for row in summarize(parameterize(nn.Sequential(nn.Conv2d(16, 32, 3)))) if row.rank]
+    assert row.shared == 9 * row.rank**2 + 16 * row.rank <= ours.shared < 9 * (row.rank + 1) ** 2 + 16 * (row.rank + 1)
+    assert row.private == 32 * row.rank
+
+
+@pytest.mark.parametrize("additive", [False, True, "lowrank"])
+def test_the_private_half_learns_at_its_own_rate(additive: bool | str) -> None:
     trainer, _ = stepped(additive=additive)
     batch = torch.randn(8, 20), torch.arange(8) % 3
     moves = []

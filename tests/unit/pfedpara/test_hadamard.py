@@ -40,7 +40,7 @@ def test_products_by_hand() -> None:
     composed = {}
     for method in METHODS:
         layer = composition(method, (2, 3), 1)
-        composed[method] = layer(X1, Y1) if method == "lowrank" else layer(X1, Y1, X2, Y2)
+        composed[method] = layer(X1, Y1) if method in ("lowrank", "fedsa") else layer(X1, Y1, X2, Y2)
     torch.testing.assert_close(composed["lowrank"], W1)
     torch.testing.assert_close(composed["fedpara"], torch.tensor([[3.0, 8, -5], [0, 0, 0]]))
     torch.testing.assert_close(composed["pfedpara"], W1 * (W2 + 1))
