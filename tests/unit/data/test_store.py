@@ -283,7 +283,7 @@ def test_damaged_samples_are_refused_by_name(damage, path: Path) -> None:
 def test_a_hard_limit_on_memory_is_no_fault_of_the_file(more: int, said: str, path: Path) -> None:
     """ulimit -v: a little more address space than the process has, below what the file is given to be tested in."""
     code = (
-        "import resource, sys; from pathlib import Path; from data_partitions import DataError, open_store\n"
+        "import mmap, resource, sys; from pathlib import Path; from data_partitions import DataError, open_store\n"
         f"limit = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + {more}\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "try: open_store(Path(sys.argv[1])); print('opened')\n"

@@ -244,6 +244,8 @@ def test_checkpointed_layers_keep_factors_alone_with_equal_gradients(method: Met
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         linear(x)
+    kept = [tensor for tensor in kept if tensor.numel()]  # torch 2.4 keeps an empty one of its own
+    assert kept
     assert all(tensor.untyped_storage().data_ptr() in own for tensor in kept)
 
 
