@@ -1,10 +1,29 @@
-"""The hyper-parameters that every method has, and how they are tuned."""
+"""The hyper-parameters that every method has, and how they are tuned. Needs no PyTorch, for the command line's help."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from baselines.local_optimizer import ADAMW_DECAY, Name, Rate, rate_for
+Name = Literal["sgd", "momentum", "adam", "adamw"]
+"""The local optimizers; baselines/local_optimizer.py says what each is."""
+
+
+class Rate(NamedTuple):
+    """A learning rate: its default, and the bounds it is tuned in on a log scale."""
+
+    default: float
+    low: float
+    high: float
+
+
+ADAM_RATE, ADAMW_DECAY = Rate(0.001, 0.0001, 0.03), 0.01
+
+
+def rate_for(optimizer: str, of_sgd: Rate) -> Rate:
+    """Returns the rate of an ``optimizer``, given a method's own for SGD. Momentum makes a step tenfold in time."""
+    if optimizer in ("adam", "adamw"):
+        return ADAM_RATE
+    return Rate(*(rate / 10 for rate in of_sgd)) if optimizer == "momentum" else of_sgd
 
 
 def search(low: float, high: float, log: bool = True) -> dict[str, Any]:

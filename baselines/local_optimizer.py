@@ -10,7 +10,6 @@ The functions of torch.optim serve here: to make one of its classes imports the 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,29 +17,10 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-Name = Literal["sgd", "momentum", "adam", "adamw"]
+from baselines.hyper import Name
 
 MOMENTUM, BETA1, BETA2, EPSILON = 0.9, 0.9, 0.999, 1e-8
 MOMENTS = {"sgd": (), "momentum": ("momentum",), "adam": ("step", "m", "v"), "adamw": ("step", "m", "v")}
-ADAMW_DECAY = 0.01
-
-
-class Rate(NamedTuple):
-    """A learning rate: its default, and the bounds it is tuned in on a log scale."""
-
-    default: float
-    low: float
-    high: float
-
-
-ADAM_RATE = Rate(0.001, 0.0001, 0.03)
-
-
-def rate_for(optimizer: str, of_sgd: Rate) -> Rate:
-    """Returns the rate of an ``optimizer``, given a method's own for SGD. Momentum makes a step tenfold in time."""
-    if optimizer in ("adam", "adamw"):
-        return ADAM_RATE
-    return Rate(*(rate / 10 for rate in of_sgd)) if optimizer == "momentum" else of_sgd
 
 
 class LocalOptimizer:

@@ -111,9 +111,9 @@ def _word(value: Any) -> str:
 
 def _plan(words: list[str], overwrite: bool | None = None) -> tuple[list["Experiment"], list[Path]]:
     """Returns the experiments that are due, and the folders of those that have ended. Raises ValueError."""
-    from benchmarks.federation import options, planning
+    from benchmarks.federation import command_line, planning
 
-    chosen = options.parser().parse_args(words)
+    chosen = command_line.parser().parse_args(words)
     if overwrite is not None:
         chosen.overwrite = overwrite
     return planning.plan(chosen)

@@ -13,12 +13,7 @@ from pathlib import Path
 if not __package__:  # run as a file: no installation is needed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.analysis.compare import check_names, compare
-from benchmarks.analysis.load import ReportError, find_unfinished, load
-from benchmarks.analysis.page import show, write
-from benchmarks.analysis.plots.plot import WIDTHS
-from benchmarks.analysis.statistics import TARGET
-from benchmarks.analysis.tables import wording, wording_of_grid
+from benchmarks.analysis import TARGET, WIDTHS
 from benchmarks.federation.settings import Settings
 from benchmarks.federation.suites import UsageError, read_suite
 from benchmarks.terminal import printable
@@ -62,7 +57,13 @@ def main() -> None:
         "--command", default="", metavar="TEXT", help="what the runs come from, printed above the tables"
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables to this Markdown file as well")
-    options = parser.parse_args()
+    options = parser.parse_args()  # --help ends here, before pandas, Matplotlib and Bokeh are imported
+
+    from benchmarks.analysis.compare import check_names, compare
+    from benchmarks.analysis.load import ReportError, find_unfinished, load
+    from benchmarks.analysis.page import show, write
+    from benchmarks.analysis.tables import wording, wording_of_grid
+
     try:
         if options.suite:
             suite = read_suite(options.suite)

@@ -16,6 +16,8 @@ from benchmarks.runtime.launch import fail, launch
 from benchmarks.terminal import printable
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from benchmarks.federation.experiment import Experiment
 
 
@@ -26,13 +28,25 @@ def load() -> None:
     import benchmarks.runtime.server  # noqa: F401
 
 
-def plan() -> list["Experiment"]:
-    """Returns the experiments that the command line asks for and that are due."""
-    from benchmarks.federation import options, planning
+def form() -> "TypeAdapter[list[Experiment]]":
+    """Returns the form in which experiments go from rank 0 to the others, as JSON."""
+    from pydantic import TypeAdapter
+
+    from benchmarks.federation.experiment import Experiment
+
+    return TypeAdapter(list[Experiment])
+
+
+def plan() -> bytes:
+    """Returns the experiments that the command line asks for and that are due; nothing where there is none."""
+    from benchmarks.federation.command_line import parser
+    from benchmarks.federation.suites import UsageError
     from data_partitions import DataError
 
     try:
-        chosen = options.parser().parse_args()
+        chosen = parser().parse_args()
+        from benchmarks.federation import options, planning  # PyTorch with them, which --help does without
+
         if "help" in (algos := getattr(chosen, "algo", ())):
             print(options.explain_methods(name for name in algos if name != "help"))
         else:
@@ -45,12 +59,12 @@ def plan() -> list["Experiment"]:
                 print(planning.explain_tuning(due), flush=True)
                 if line := planning.explain_head(due):
                     print(line, flush=True)
-            return due
-    except (options.UsageError, DataError) as error:
+                return form().dump_json(due)
+    except (UsageError, DataError) as error:
         fail(str(error), 2)
     except SystemExit:  # --help
         pass
-    return []
+    return b""
 
 
 def explain(error: BaseException) -> str:
@@ -73,16 +87,15 @@ def main() -> None:
 
     group = launch(load, busy, verbose, explain, "; the same command goes on from the last checkpoint")
 
-    import torch
-    from pydantic import TypeAdapter
+    planned = group.broadcast(plan)
+    if not planned:
+        group.leave()
 
-    from benchmarks.federation.experiment import Experiment
+    import torch
+
     from benchmarks.runtime.job import work
 
-    form = TypeAdapter(list[Experiment])  # in which experiments go from rank 0 to the others, as JSON
-    experiments = form.validate_json(group.broadcast(lambda: form.dump_json(plan())))
-    if not experiments:
-        group.leave()
+    experiments = form().validate_json(planned)
     torch.set_num_threads(1)
     work(group, experiments, group.launched if group.comm.rank == 0 else 0, nodes)
     group.leave()

@@ -22,21 +22,12 @@ from typing import get_args
 if not __package__:  # run as a file: no installation is needed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from baselines.hyper import Name
+from benchmarks.federation.command_line import Parser
+from benchmarks.federation.names import METHODS
+from benchmarks.federation.settings import FACTORS, TUNED, Settings
+from benchmarks.federation.suites import TuneSection, UsageError
 from benchmarks.runtime.launch import defer_packages
-
-warnings.simplefilter("ignore")
-defer_packages()
-
-import optuna
-import torch
-
-from baselines.local_optimizer import Name
-from benchmarks.federation.models import find_model
-from benchmarks.federation.options import TUNED, Parser, UsageError
-from benchmarks.federation.registry import METHODS, find_method
-from benchmarks.federation.settings import Settings
-from benchmarks.federation.suites import TuneSection
-from benchmarks.federation.tuning import take_suite, tune
 from benchmarks.terminal import printable
 from data_partitions import Choices, DataError
 from data_partitions.partitioners import parse
@@ -47,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
     budget = TuneSection()
     p.add_argument("--suite", metavar="NAME|FILE", help="methods, data and model of a suite, and its tuning budget")
-    p.add_argument("--algo", nargs="+", default=list(METHODS), metavar="NAME", help="methods")
+    p.add_argument("--algo", nargs="+", default=[*METHODS, *FACTORS], metavar="NAME", help="methods")
     p.add_argument("--parameterization", nargs="+", default=[None], metavar="NAME", help="weights, as for run.py")
     p.add_argument("--optimizer", default="sgd", choices=get_args(Name), metavar="NAME", help="local, as for run.py")
     p.add_argument("--trials", type=int, default=budget.trials, metavar="N", help="for each method (default: 6)")
@@ -66,11 +57,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    torch.set_num_threads(1)
     try:
         p = parser()
-        if suite := p.parse_known_args()[0].suite:
+        suite = p.parse_known_args()[0].suite  # --help ends here, before PyTorch is imported
+
+        warnings.simplefilter("ignore")
+        defer_packages()
+        import optuna
+        import torch
+
+        from benchmarks.federation.models import find_model
+        from benchmarks.federation.registry import find_method
+        from benchmarks.federation.tuning import take_suite, tune
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        torch.set_num_threads(1)
+        if suite:
             p.set_defaults(**take_suite(suite))
         options = p.parse_args()
         for algo in options.algo:

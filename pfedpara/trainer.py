@@ -14,14 +14,13 @@ No deviation beyond the shared clipping of baselines/base.py.
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 from torch import nn
 
 from baselines.alternating import alternating
 from baselines.base import Hyper, Trainer
-from pfedpara.hadamard import Additive
 from pfedpara.hadamard import Method as Factors
+from pfedpara.hyper import FactorHyper
 from pfedpara.parameterize import parameterize
 
 FEDAVG_ON = {
@@ -31,16 +30,6 @@ FEDAVG_ON = {
     "lowrank": "Low rank: FedAvg on the factors of X Yᵀ, at FedPara's number of parameters; one global model.",
 }
 """What FedAvg on each kind of factors is; it goes by the factors' name."""
-
-
-class FactorHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    gamma: float = Field(0.5, ge=0, le=1, description="γ, from the smallest rank (0) to the largest (1)")
-    tanh: bool = Field(False, description="pass the inner products through tanh, the paper's non-linearity")
-    additive: Additive = Field(
-        False,
-        description="pfedpara: a private matrix that is added, not a factor W2 + 1: true (dense) | lowrank (X2 Y2ᵀ)",
-    )
-    private_lr: float = Field(1.0, ge=0, description="factor on η of private parameters, in local steps of SGD")
 
 
 class Method(NamedTuple):

@@ -21,13 +21,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.analysis import WIDTHS
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.interactive import describe, embedded, missing, plots
 from benchmarks.analysis.latex import latex
 from benchmarks.analysis.leaderboard import Leaderboard, explain, rank, wording_of_leaderboard
 from benchmarks.analysis.plots import PLOTS
 from benchmarks.analysis.plots.critical_difference import draw_leaderboard
-from benchmarks.analysis.plots.plot import WIDTHS, Looks, Picture, choose_looks, save
+from benchmarks.analysis.plots.plot import Looks, Picture, choose_looks, save
 from benchmarks.analysis.provenance import boxed
 from benchmarks.analysis.tables import further_tables, legend
 from benchmarks.analysis.verdict import verdict

@@ -9,9 +9,10 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 
+from benchmarks.analysis import TARGET
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.load import EndedRun
-from benchmarks.analysis.statistics import TARGET, choose_target, reached_alone
+from benchmarks.analysis.statistics import choose_target, reached_alone
 from benchmarks.analysis.tables import percent
 
 UNKNOWN = "not recorded"

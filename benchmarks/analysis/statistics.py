@@ -6,11 +6,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from benchmarks.analysis import TARGET
 from benchmarks.analysis.load import EndedRun
 from benchmarks.federation.metrics import recorded_metrics
-
-TARGET = 0.95
-"""The default target accuracy, as a share of the best method's final accuracy."""
 
 REFERENCE = "pfedpara"
 """The method that all are compared with, seed by seed."""

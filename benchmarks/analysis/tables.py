@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
+from benchmarks.analysis import TARGET
 from benchmarks.analysis.compare import Comparison, arrange
-from benchmarks.analysis.statistics import REFERENCE, TARGET
+from benchmarks.analysis.statistics import REFERENCE
 from benchmarks.federation.metrics import recorded_metrics
 from benchmarks.perf import cost
 

@@ -10,12 +10,14 @@ of a model start with weights of equal size.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from benchmarks.federation.names import MODELS
 from data_partitions import plugins
 
 
@@ -63,7 +65,7 @@ def build_model(
     model, shape = find_model(name), tuple(input_shape)
     if not model.fits(shape, task):
         kind = {"text": "texts", "tabular": "features"}.get(task, "images")
-        fitting = ", ".join(other for other in MODELS if MODELS[other].fits(shape, task))
+        fitting = ", ".join(other for other in MODELS if find_model(other).fits(shape, task))
         wanted = model.takes.words
         if model.smallest > 1:
             wanted = f"images (H, W) or (H, W, C) of at least {model.smallest} × {model.smallest}"
@@ -92,10 +94,8 @@ def _sizes(input_shape: Sequence[int], task: str) -> tuple[int, int, int]:
 
 def find_model(name: str) -> Model:
     """Returns the model of that name, of MODELS or from outside this repository. Raises PluginError."""
-    if name in MODELS:
-        return MODELS[name]
     right = "a function of channels, height, width and classes, or a benchmarks.federation.models.Model"
-    found = plugins.find("model", name, MODELS)
+    found = resolve_name(MODELS[name]) if name in MODELS else plugins.find("model", name, MODELS)
     if isinstance(found, Model):
         return found
     plugins.check_call("model", name, found, 4, right)
@@ -262,14 +262,11 @@ class CharacterLSTM(nn.Module):
         return self.classifier(outputs[:, -1])  # (B, classes)
 
 
-MODELS = {
-    "mlp": Model(mlp),
-    "cnn": Model(cnn, smallest=4),
-    "cnn-bn": Model(cnn_bn, smallest=4),
-    "vgg16": Model(vgg16, smallest=32),
-    "resnet18": Model(resnet18, smallest=8),
-    "lstm": Model(CharacterLSTM, TEXTS),
-}
+CNN = Model(cnn, smallest=4)
+CNN_BN = Model(cnn_bn, smallest=4)
+VGG16 = Model(vgg16, smallest=32)
+RESNET18 = Model(resnet18, smallest=8)
+LSTM = Model(CharacterLSTM, TEXTS)
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:

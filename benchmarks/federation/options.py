@@ -1,113 +1,23 @@
-"""The command line: what it offers, what it means, and the sentence it answers nonsense with."""
+"""What the command line and suites mean, and the sentence that nonsense is answered with."""
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterable, Mapping
 from inspect import getdoc
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, get_args
 
-import shtab
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.federation.models import MODELS, find_model
+from benchmarks.federation.command_line import FIELDS, SEVERAL
+from benchmarks.federation.models import find_model
 from benchmarks.federation.registry import METHODS, find_method
-from benchmarks.federation.settings import Settings, sentence
-from benchmarks.federation.suites import HYPER_FLAGS, HYPER_OPTIONS, UsageError, find_suite, listed, read_suite, unknown
+from benchmarks.federation.settings import TUNED, Settings, sentence
+from benchmarks.federation.suites import UsageError, find_suite, listed, read_suite, unknown
 from benchmarks.federation.sweeps import Choice, check, choices, combinations, label_apart
-from data_partitions import Choices, check_partition, plugins
+from data_partitions import check_partition, plugins
 from data_partitions.presets import PRESETS
-from pfedpara import __version__
 from pfedpara.trainer import FEDAVG_ON
-
-TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
-
-METAVARS = {
-    **dict.fromkeys(("data_dir", "out", "state_dir"), "DIR"),
-    **dict.fromkeys(("quantize", "quantize_down"), "BITS"),
-    **dict.fromkeys(("partition", "codec"), "SPEC"),
-    **dict.fromkeys(("fraction", "deadline"), "X"),
-    **dict.fromkeys(("dropout", "stragglers"), "P"),
-    **{"checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME", "image_size": "N"},
-}
-SEVERAL = ("algo", "partition", "parameterization", "quantize", "codec", "seed")
-DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
-FIELDS = Settings.model_fields
-CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes")
-WEIGHTS = ("parameterization", "dense", "alternate")
-GROUPS = {
-    "what is compared": ("suite", "preset", "algo", *WEIGHTS, "quantize", "codec", "seed"),
-    "data and model": ("dataset", *Choices._fields, "data_dir", "partition", "fraction", "tuning", "clients", "model"),
-    "rounds": ("rounds", "clients_per_round", "new_clients", "quantize_down", "dropout", "stragglers", "deadline"),
-    "local training": (*HYPER_OPTIONS, *HYPER_FLAGS, "set"),
-    "results": ("out", "name", "eval_every", *CHECKPOINTS, "histograms", "track", "overwrite"),
-}
-"""Under which heading ``--help`` shows an option; the others stand under the job's."""
-DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:
-
-    mpirun -np 11 python benchmarks/run.py --algo pfedpara       # one server, ten clients
-
-Where benchmarks/tuned.yaml covers the data set and the model, its hyper-parameters are the defaults."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help lists the options)")
-
-
-def parser() -> argparse.ArgumentParser:
-    """Returns the parser of run.py. What was not typed is not in the namespace, so that a suite can say it."""
-    p = Parser(
-        prog="pfl-run" if Path(sys.argv[0]).name == "pfl-run" else "benchmarks/run.py",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    shtab.add_argument_to(p, help="print what completes this command in bash, zsh or tcsh")
-    p.add_argument("--version", action="version", version=f"pfedpara {__version__}")
-    groups = dict[str, argparse._ArgumentGroup]()
-    for title, names in GROUPS.items():
-        groups |= dict.fromkeys(names, p.add_argument_group(title))
-    job = p.add_argument_group("the job")
-
-    def add(name: str, said: str, **kind: Any) -> None:
-        groups.get(name, job).add_argument("--" + name.replace("_", "-"), help=said, **kind)
-
-    add("suite", "what else is run: a suite's name, a YAML file, a config.yaml", metavar="NAME|FILE")
-    add("preset", f"data of the FedPara paper: {' | '.join(PRESETS)}", metavar="NAME")
-    flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
-    for name, field in FIELDS.items():
-        if name in ("hyper", "tuned", "shown"):
-            continue
-        said = " | ".join([*MODELS, "MODULE:NAME"]) if name == "model" else f"{field.description}"
-        if name not in DEFAULT_FOLLOWS and field.default not in (None, "", [], False):
-            said += f" (default: {field.default})"
-        kind = {"metavar": METAVARS.get(name, "N" if field.annotation is int else "NAME")}
-        if name in SEVERAL or field.annotation == list[str]:
-            kind["nargs"] = "+"
-        add(name, said, **flag if field.annotation is bool else kind)
-    for name in (*HYPER_OPTIONS, *HYPER_FLAGS):
-        said = f"{next(m.fields[name].description for m in METHODS.values() if name in m.fields)}"
-        if name in HYPER_FLAGS:
-            add(name, said, **flag)
-        else:
-            said += ", one run each (default: the method's; --algo help)"
-            add(name, said, nargs="+", metavar=METAVARS.get(name, "X"))
-    add(
-        "set",
-        "any other hyper-parameter (--algo help lists them); further values, one run each, follow it",
-        nargs="+",
-        action="extend",
-        metavar="[ALGO.]NAME=VALUE",
-    )
-    add("overwrite", "run anew what is finished or begun, instead of going on", action="store_true")
-    add("resume", "go on where runs stopped, which is always done", action="store_true")
-    add("verbose", "show the libraries' warnings and log lines, and tracebacks", action="store_true")
-    p.set_defaults(overwrite=False, resume=False, verbose=False)
-    return p
 
 
 def explain_methods(others: Iterable[str] = ()) -> str:

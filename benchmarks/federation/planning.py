@@ -13,11 +13,12 @@ from baselines.base import Trainer
 from benchmarks.federation import files, lock
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.metrics import check_metrics
-from benchmarks.federation.models import MODELS, check_logits
-from benchmarks.federation.options import UsageError, settings_of
+from benchmarks.federation.models import check_logits
+from benchmarks.federation.names import MODELS
+from benchmarks.federation.options import settings_of
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import NAMING, Settings, complete, flatten, show
-from benchmarks.federation.suites import read_suite
+from benchmarks.federation.suites import UsageError, read_suite
 from benchmarks.federation.sweeps import differing
 from benchmarks.federation.trackers import check_trackers
 from benchmarks.terminal import printable

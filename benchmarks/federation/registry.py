@@ -1,55 +1,20 @@
 """The methods that the harness knows, by the name that ``--algo`` takes, each on the weights that it is asked for."""
 
+from pkgutil import resolve_name
+
 import torch
 
-from baselines.apfl import ApflTrainer
 from baselines.base import Trainer
-from baselines.ditto import DittoTrainer
 from baselines.fedavg import FedAvgTrainer
-from baselines.fedavg_ft import FedAvgFtTrainer
-from baselines.fedbabu import FedBabuTrainer
-from baselines.fedbn import FedBNTrainer
-from baselines.feddyn import FedDynTrainer
-from baselines.fedopt import FedAdamTrainer, FedAvgMTrainer, FedYogiTrainer
-from baselines.fedper import FedPerTrainer
-from baselines.fedprox import FedProxTrainer
-from baselines.fedrep import FedRepTrainer
-from baselines.lg_fedavg import LGFedAvgTrainer
-from baselines.local import LocalTrainer
-from baselines.per_fedavg import PerFedAvgTrainer
-from baselines.pfedme import PFedMeTrainer
-from baselines.scaffold import ScaffoldTrainer
-from benchmarks.federation import codec
+from benchmarks.federation import codec, names
 from benchmarks.federation.models import build_model
-from benchmarks.federation.settings import Settings
+from benchmarks.federation.settings import FACTORS, Settings
 from data_partitions import Store, plugins
 from pfedpara.streams import stream_state
 from pfedpara.trainer import Method
 
-METHODS: dict[str, Method] = {
-    "fedavg": Method(FedAvgTrainer),
-    "local": Method(LocalTrainer),
-    "fedper": Method(FedPerTrainer),
-    "pfedme": Method(PFedMeTrainer),
-    "fedprox": Method(FedProxTrainer),
-    "scaffold": Method(ScaffoldTrainer),
-    "feddyn": Method(FedDynTrainer),
-    "fedavgm": Method(FedAvgMTrainer),
-    "fedadam": Method(FedAdamTrainer),
-    "fedyogi": Method(FedYogiTrainer),
-    "ditto": Method(DittoTrainer),
-    "fedrep": Method(FedRepTrainer),
-    "lg-fedavg": Method(LGFedAvgTrainer),
-    "apfl": Method(ApflTrainer),
-    "fedbabu": Method(FedBabuTrainer),
-    "per-fedavg": Method(PerFedAvgTrainer),
-    "fedbn": Method(FedBNTrainer),
-    "fedavg-ft": Method(FedAvgFtTrainer),
-    "pfedpara": Method(FedAvgTrainer, "pfedpara"),
-    "fedpara": Method(FedAvgTrainer, "fedpara"),
-    "lowrank": Method(FedAvgTrainer, "lowrank"),
-    "fedsa": Method(FedAvgTrainer, "fedsa"),
-}
+METHODS = {name: Method(resolve_name(place)) for name, place in names.METHODS.items()}
+METHODS |= {factors: Method(FedAvgTrainer, factors) for factors in FACTORS}
 
 
 def find_method(algo: str, parameterization: str | None = None) -> Method:

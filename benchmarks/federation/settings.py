@@ -14,8 +14,9 @@ from data_partitions.partitioners import parse
 Format = Literal["4", "8", "16", "float16", "32"]
 """Bits of a parameter on the wire; 32 does not quantize."""
 UNQUANTIZED = "32"
+TUNED = Path(__file__).resolve().parents[1] / "tuned.yaml"
 Weights = Literal["dense", "fedpara", "pfedpara", "lowrank", "fedsa"]
-FACTORS = ("fedpara", "pfedpara", "lowrank", "fedsa")
+FACTORS: tuple[Literal["pfedpara", "fedpara", "lowrank", "fedsa"], ...] = ("pfedpara", "fedpara", "lowrank", "fedsa")
 # What a run does on the way, without any effect on its figures.
 CONDUCT = {
     "out",

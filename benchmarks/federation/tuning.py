@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import optuna
 import yaml
 
-from benchmarks.federation.options import UsageError, layer, settings_of
+from benchmarks.federation.options import layer, settings_of
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import Settings
-from benchmarks.federation.suites import find_suite, read_suite
+from benchmarks.federation.suites import UsageError, find_suite, read_suite
 from benchmarks.federation.sweeps import combinations
 from benchmarks.terminal import printable
 from data_partitions import DataError, open_store, prepare

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from benchmarks.federation import options, planning
+from benchmarks.federation import command_line, options, planning
 from data_partitions import DataError
 from tests.support import directory, refusal, run, snapshot
 
@@ -23,7 +23,7 @@ def left(out: Path) -> list[Path]:
 def refused(out: Path, *words: str) -> str:
     """Returns the sentence of a refusal by what rank 0 does, here, before it lets the other ranks start."""
     with pytest.raises((options.UsageError, DataError)) as error:
-        planning.plan(options.parser().parse_args([*words, "--out", str(out)]))
+        planning.plan(command_line.parser().parse_args([*words, "--out", str(out)]))
     (sentence,) = str(error.value).splitlines()
     return sentence
 
@@ -220,7 +220,7 @@ def test_a_missing_store_is_built_again(finished: Path, tmp_path: Path) -> None:
 
 def planned(out: Path, *words: str) -> tuple[list[Path], list[Path]]:
     """Returns the folders of the runs that are due, and of those that are not."""
-    due, ended = planning.plan(options.parser().parse_args([*words, "--out", str(out)]))
+    due, ended = planning.plan(command_line.parser().parse_args([*words, "--out", str(out)]))
     return [experiment.settings.directory for experiment in due], ended
 
 

@@ -10,7 +10,8 @@ from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext
 from baselines.base import Params, Trainer
-from benchmarks.federation.options import parser, settings_of
+from benchmarks.federation.command_line import parser
+from benchmarks.federation.options import settings_of
 from benchmarks.federation.participation import sample_clients
 from benchmarks.federation.registry import METHODS, build_trainer
 from data_partitions import open_store

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.federation import lock, options, planning
+from benchmarks.federation import command_line, lock, options, planning
 from data_partitions import open_store
 from tests.support import ROOT, directory, rows, run, snapshot, start, summary, wait_for_round
 
@@ -68,14 +68,14 @@ def test_overwrite_runs_anew_what_is_there(finished: Path) -> None:
     strange.mkdir()
     (strange / "diary.txt").touch()
     with pytest.raises(options.UsageError, match=re.escape(f"{strange} holds files that are not a run's")):
-        planning.plan(options.parser().parse_args([*TINY, "--seed", "1", "--overwrite", "--out", str(finished)]))
+        planning.plan(command_line.parser().parse_args([*TINY, "--seed", "1", "--overwrite", "--out", str(finished)]))
     assert (strange / "diary.txt").exists()
 
 
 def test_overwrite_clears_what_a_link_leads_to(finished: Path, tmp_path: Path) -> None:
     folder = directory(finished, "local").rename(tmp_path / "elsewhere")
     directory(finished, "local").symlink_to(folder)
-    due, kept = planning.plan(options.parser().parse_args([*TINY, "--overwrite", "--out", str(finished)]))
+    due, kept = planning.plan(command_line.parser().parse_args([*TINY, "--overwrite", "--out", str(finished)]))
     assert (len(due), kept) == (1, [])
     assert {path.name for path in folder.iterdir()} == {lock.NAME}
 
@@ -85,7 +85,7 @@ def test_one_name_for_one_experiment(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((60, 2, 2), np.uint8), y=np.arange(60) % 2)
     words = ["--dataset", f"npz:{tmp_path}/./a.npz", "--clients", "2", "--out", str(tmp_path / "out")]
     words += ["--partition", "dirichlet:0.5", "dirichlet:.50", "dirichlet:5e-1", "--seed", "0", "00", "1"]
-    found = options.settings_of(options.parser().parse_args(words))
+    found = options.settings_of(command_line.parser().parse_args(words))
     assert [(s.dataset, s.partition, s.seed) for s in found] == [
         (f"npz:{tmp_path}/a.npz", "dirichlet:0.5", seed) for seed in (0, 1)
     ]
@@ -128,7 +128,7 @@ def test_a_run_on_other_data_is_not_taken_up(tmp_path: Path) -> None:
             (folder / "summary.json").unlink()
         before = snapshot(folder)
         with pytest.raises(options.UsageError) as refused:
-            planning.plan(options.parser().parse_args(words))
+            planning.plan(command_line.parser().parse_args(words))
         old = yaml.safe_load((folder / "config.yaml").read_text())["partition_sha256"]
         assert old == found["partition_sha256"]
         for fact in (str(folder), "other data", f"partition_sha256: {old} there", "--overwrite"):
@@ -209,7 +209,7 @@ def test_a_second_job_is_refused_and_touches_nothing(tmp_path: Path) -> None:
         done = run(*words, ranks=2)
         assert (done.returncode, done.stdout) == (2, "")
         with pytest.raises(options.UsageError) as refused:
-            planning.plan(options.parser().parse_args([*words, "--overwrite"]))
+            planning.plan(command_line.parser().parse_args([*words, "--overwrite"]))
         for said in (done.stderr, str(refused.value)):
             (sentence,) = said.splitlines()
             assert str(folder) in sentence

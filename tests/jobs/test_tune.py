@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from benchmarks import tune
-from benchmarks.federation import options, planning, tuning
+from benchmarks.federation import command_line, options, planning, tuning
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings
@@ -72,7 +72,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(*line: str) -> list[Settings]:
-    return options.settings_of(options.parser().parse_args(["--algo", "fedavg", "local", *line]))
+    return options.settings_of(command_line.parser().parse_args(["--algo", "fedavg", "local", *line]))
 
 
 def test_runs_use_what_was_chosen_for_the_method_on_its_weights(tuned: Path) -> None:
@@ -88,7 +88,7 @@ def test_runs_use_what_was_chosen_for_the_method_on_its_weights(tuned: Path) -> 
 
 def test_what_was_chosen_on_dense_weights_serves_where_others_were_not_tuned(tuned: Path) -> None:
     line = ("--algo", "fedprox", "--parameterization", "dense", "lowrank")
-    assert [s.hyper["lr"] for s in options.settings_of(options.parser().parse_args(line))] == [0.6, 0.6]
+    assert [s.hyper["lr"] for s in options.settings_of(command_line.parser().parse_args(line))] == [0.6, 0.6]
 
 
 def test_what_was_chosen_for_sgd_does_not_serve_another_optimizer(tuned: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.federation import options, planning
+from benchmarks.federation import command_line, planning
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.registry import build_trainer
 from benchmarks.federation.settings import Settings
@@ -16,7 +16,7 @@ X1, Y1, HEAD, BIASES = 256 * 56, 784 * 56, 256 * 10, 256 + 10
 
 def due(out: Path, *words: str) -> list[Experiment]:
     """Returns the experiments of a command line that are due."""
-    found, _ = planning.plan(options.parser().parse_args([*words, "--out", str(out)]))
+    found, _ = planning.plan(command_line.parser().parse_args([*words, "--out", str(out)]))
     return found
 
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 from torch import nn
 
-from benchmarks.federation import options
+from benchmarks.federation import command_line, options
 from benchmarks.federation.registry import METHODS, find_method
 from benchmarks.federation.settings import Settings
 from pfedpara.hadamard import Method as Factors
@@ -43,7 +43,7 @@ def test_what_is_judged_and_restating_it_changes_nothing(algo: str, weights: str
 
 
 def chosen(*words: str) -> list[Settings]:
-    return options.settings_of(options.parser().parse_args(words))
+    return options.settings_of(command_line.parser().parse_args(words))
 
 
 @pytest.mark.parametrize("factors", FACTORS)

@@ -14,9 +14,9 @@ from benchmarks import load_results, run_experiment
 from benchmarks.analysis.compare import compare
 from benchmarks.analysis.load import load
 from benchmarks.analysis.tables import wording_of_metrics
-from benchmarks.federation import options, planning
+from benchmarks.federation import command_line, options, planning
 from benchmarks.federation.models import build_model
-from benchmarks.federation.options import UsageError
+from benchmarks.federation.suites import UsageError
 from data_partitions import DataError, open_store, plugins
 from tests.support import ROOT
 
@@ -66,7 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def refused(*words: str) -> str:
     with pytest.raises((UsageError, DataError)) as error:
-        planning.plan(options.parser().parse_args([*words, *TINY]))
+        planning.plan(command_line.parser().parse_args([*words, *TINY]))
     (sentence,) = str(error.value).splitlines()
     return sentence
 
@@ -74,7 +74,7 @@ def refused(*words: str) -> str:
 def test_methods_and_models_are_found_in_the_current_folder(folder: Path) -> None:
     (folder / "mine.py").write_text(GOOD)
     words = ("--algo", "mine:Plain", "mine:Factored", "--model", "mine:Net", "--set", "mine:Plain.lr=0.3", *TINY)
-    due, _ = planning.plan(options.parser().parse_args(words))
+    due, _ = planning.plan(command_line.parser().parse_args(words))
     plain, factored = (experiment.settings for experiment in due)
     assert (plain.algo, plain.label, plain.hyper["lr"]) == ("mine:Plain", "mine:Plain", 0.3)
     assert (factored.label, factored.parameterization) == ("mine:Factored-fedpara", "fedpara")
@@ -185,7 +185,7 @@ def test_a_data_set_is_a_function_of_the_data_folder(folder: Path) -> None:
     (folder / "mydata.py").write_text(DATA)
     for name, partition in (("pair", "iid"), ("named", "natural")):
         words = ("--algo", "local", "--dataset", f"mydata:{name}", "--partition", partition, *TINY)
-        ((experiment,), _) = planning.plan(options.parser().parse_args(words))
+        ((experiment,), _) = planning.plan(command_line.parser().parse_args(words))
         assert experiment.settings.directory == Path(f"runs/mydata:{name}-{partition}/local/seed0")
         with open_store(experiment.store) as store:
             assert (store.clients, store.input_shape, len(store.classes)) == (3, (8, 8), 2)
@@ -281,7 +281,7 @@ def test_installed_packages_give_their_parts_names(folder: Path, monkeypatch: py
     monkeypatch.syspath_prepend(site)
     plugins.installed.cache_clear()
     words = ("--algo", "plain", "--model", "net", *TINY)
-    ((experiment,), _) = planning.plan(options.parser().parse_args(words))
+    ((experiment,), _) = planning.plan(command_line.parser().parse_args(words))
     assert experiment.settings.directory == Path("runs/mnist5k-dirichlet:0.5/plain/seed0")
     assert refused("--algo", "plian").startswith("--algo: no 'plian', did you mean 'plain'; there are fedavg")
     lost = f"--algo lost: {Path('site', 'mine.py')} has no 'Lost'"

@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+from benchmarks.analysis import WIDTHS
 from benchmarks.analysis.compare import compare
 from benchmarks.analysis.load import load
 from benchmarks.analysis.plots import PLOTS
-from benchmarks.analysis.plots.plot import STYLE, WIDTHS, choose_looks, short
+from benchmarks.analysis.plots.plot import STYLE, choose_looks, short
 from benchmarks.federation import files
 from benchmarks.federation.recorder import Recorder, Totals, summarize_clients
 from benchmarks.terminal import printable

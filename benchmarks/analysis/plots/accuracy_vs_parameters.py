@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
+from benchmarks.analysis import WIDTHS
 from benchmarks.analysis.compare import Comparison
-from benchmarks.analysis.plots.plot import FEW, GREY, WIDTHS, Drawn, Looks, Plot, number_panels, short
+from benchmarks.analysis.plots.plot import FEW, GREY, Drawn, Looks, Plot, number_panels, short
 from benchmarks.analysis.statistics import mean_curve
 from benchmarks.analysis.tables import percent
 from benchmarks.styles import Style

@@ -2,8 +2,9 @@
 
 from matplotlib.figure import Figure
 
+from benchmarks.analysis import WIDTHS
 from benchmarks.analysis.leaderboard import LEVEL, Leaderboard
-from benchmarks.analysis.plots.plot import WIDTHS, Drawn, Looks, short
+from benchmarks.analysis.plots.plot import Drawn, Looks, short
 
 BAR = 0.5
 """Distance of two bars, in rows of names."""

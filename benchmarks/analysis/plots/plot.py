@@ -11,9 +11,6 @@ from benchmarks.analysis.compare import Comparison
 from benchmarks.styles import Style, style_of
 from benchmarks.terminal import printable
 
-WIDTHS = (3.25, 6.75)
-"""Inches: a column of a paper, and both."""
-
 FEW = 8
 """Methods that can be told apart in one panel."""
 

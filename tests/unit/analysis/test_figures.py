@@ -8,12 +8,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from benchmarks.analysis import WIDTHS
 from benchmarks.analysis.compare import Comparison, compare
 from benchmarks.analysis.latex import latex, latex_text
 from benchmarks.analysis.load import ReportError, load
 from benchmarks.analysis.plots.accuracy_per_client import ACCURACY_PER_CLIENT
 from benchmarks.analysis.plots.accuracy_vs_parameters import ACCURACY_VS_PARAMETERS
-from benchmarks.analysis.plots.plot import GREY, STYLE, WIDTHS, Drawn, Plot, choose_looks, short
+from benchmarks.analysis.plots.plot import GREY, STYLE, Drawn, Plot, choose_looks, short
 from benchmarks.styles import KNOWN, style_of
 from tests.unit.analysis.test_report import record
 

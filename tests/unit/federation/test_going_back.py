@@ -16,9 +16,9 @@ from safetensors.torch import save
 from benchmarks.federation import checkpoint, planning, rounds
 from benchmarks.federation.experiment import Experiment, Figures, Run
 from benchmarks.federation.ledger import Entry
-from benchmarks.federation.options import UsageError
 from benchmarks.federation.registry import find_method
 from benchmarks.federation.settings import Settings
+from benchmarks.federation.suites import UsageError
 from benchmarks.federation.summary import finish
 from data_partitions import open_store, prepare
 from tests.support import figures_of

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.federation.models import MODELS, TEXTS, Normalize, build_model
+from benchmarks.federation.models import TEXTS, Normalize, build_model, find_model
+from benchmarks.federation.names import MODELS
 from pfedpara.hadamard import Method
 from pfedpara.parameterize import parameterize, reconstruct, split_parameters, summarize
 
@@ -29,7 +30,7 @@ def build(name: str, classes: int = 10) -> nn.Module:
 
 
 def task_of(name: str) -> str:
-    return "text" if MODELS[name].takes is TEXTS else "image"
+    return "text" if find_model(name).takes is TEXTS else "image"
 
 
 # Dense, and with FedPara at the γ of the paper or, where that gives none, at 0.5; see vgg16's docstring for `dense`.
@@ -83,7 +84,7 @@ def sorted_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def mean_squares(name: str, method: Method | None, seed: int) -> dict[str, tuple[float, float]]:
     """Of the output of each layer of a fresh model, and of the loss's gradient in it; no method is the dense model."""
     torch.manual_seed(seed)
-    batch = torch.randint(10 if MODELS[name].takes is TEXTS else 256, (4, *INPUTS[name]), dtype=torch.uint8)
+    batch = torch.randint(10 if find_model(name).takes is TEXTS else 256, (4, *INPUTS[name]), dtype=torch.uint8)
     model = build_model(name, INPUTS[name], 10, *COLOUR, task_of(name))
     if method:
         reconstruct(parameterize(model, method, 0.3))  # the same composed weights, only quicker

@@ -1,11 +1,17 @@
 """Which hyper-parameters a command line means."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+import shtab
 
-from benchmarks.federation import options
-from benchmarks.federation.options import UsageError, parser, settings_of
+from benchmarks.federation import command_line, options
+from benchmarks.federation.command_line import parser
+from benchmarks.federation.options import settings_of
+from benchmarks.federation.suites import UsageError
+from tests.support import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +57,48 @@ def test_nonsense_is_told(line: tuple[str, ...], sentence: str) -> None:
 
 
 def test_help_shows_every_option_under_one_heading() -> None:
-    said = options.parser().format_help().partition("options:")[2]
-    for title, names in options.GROUPS.items():
+    said = command_line.parser().format_help().partition("options:")[2]
+    for title, names in command_line.GROUPS.items():
         section = said.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
         for name in names:
             option = f"  --{name.replace('_', '-')} "
             assert section.count(option) == said.count(option) == 1, name
+
+
+@pytest.mark.parametrize("command", ["run.py --help", "run.py --version", "report.py --help", "tune.py --help"])
+def test_help_imports_nothing_that_takes_long(command: str) -> None:
+    name, option = command.split()
+    words = [sys.executable, "-X", "importtime", str(ROOT / "benchmarks" / name), option]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {"torch", "fedml", "pandas", "scipy", "matplotlib", "bokeh", "optuna", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("--algo local pfed", "pfedme pfedpara"),
+        ("--dataset c", "cifar10 cifar100 cinic10 csv:"),
+        ("--partition d", "dirichlet:"),
+        ("--model cnn", "cnn cnn-bn"),
+        ("--suite quic", "quick"),
+        ("--preset scenario", "scenario1 scenario2 scenario3"),
+        ("--quantize-down 1", "16"),
+        ("--optimizer adam", "adam adamw"),
+        ("--parameterization low", "lowrank"),
+        ("--new", "--new-clients"),
+    ],
+)
+def test_bash_completes_names_and_values(typed: str, shown: str) -> None:
+    script = shtab.complete(parser(), shell="bash")
+    words = ["pfl-run", *typed.split()]
+    script += f"\nCOMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}\n"
+    script += "$(complete -p benchmarks/run.py | sed 's/.*-F \\([^ ]*\\) .*/\\1/')\necho ${COMPREPLY[@]}"
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == shown.split()
+
+
+def test_what_is_completed_keeps_nothing_else_out() -> None:
+    chosen = parser().parse_args(["--algo", "my_method:Mine", "--dataset", "csv:cells.csv", "--suite", "mine.yaml"])
+    assert (chosen.algo, chosen.dataset, chosen.suite) == (["my_method:Mine"], "csv:cells.csv", "mine.yaml")

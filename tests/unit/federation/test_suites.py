@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from benchmarks.federation import planning
-from benchmarks.federation.options import UsageError, parser, settings_of
+from benchmarks.federation.command_line import parser
+from benchmarks.federation.options import settings_of
 from benchmarks.federation.settings import Settings
-from benchmarks.federation.suites import FOLDER
+from benchmarks.federation.suites import FOLDER, UsageError
 from benchmarks.federation.tuning import take_suite
 from data_partitions import prepare
 from data_partitions.build import BUILT
