@@ -11,7 +11,7 @@ from data_partitions import partitioners, splits
 from data_partitions.datasets import AS_READ, DATASETS, Choices, check_name, may_be_natural
 from data_partitions.errors import DataError
 from data_partitions.files import OldVersionError
-from data_partitions.normalisation import constants
+from data_partitions.normalisation import PER_PARTITION, constants
 from data_partitions.samples import Samples, read_samples, write_samples
 from data_partitions.sources import load, locate
 from data_partitions.store import open_store, write_partition
@@ -139,7 +139,8 @@ def prepare(
     testable = None if tuning else ~aside
     part = splits.split(samples.y, owner, is_test, recipe["fraction"], _stream("split", seed), testable)
     meta = replace(samples.meta, client_names=names)
-    if not meta.mean:
+    published = dataset in DATASETS and DATASETS[dataset].normalisation not in (None, PER_PARTITION)
+    if not published and meta.task != "text":
         mean, std = constants(samples.x, np.flatnonzero((owner >= 0) & (part == splits.SPLITS.index("train"))))
         meta = replace(meta, mean=mean, std=std)
     samples = replace(samples, meta=meta)

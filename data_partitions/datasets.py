@@ -44,8 +44,8 @@ class Layout(NamedTuple):
 class Dataset(NamedTuple):
     """Where a data set is looked for, in this order, and downloaded from so that one layout fits.
 
-    normalisation: None where it is computed from what is read, or text. natural: whether its samples name clients.
-    package: the installed one whose folder is looked in, where there is one; no data folder is needed then.
+    normalisation: None, or PER_PARTITION, where each partition has its own, or text. natural: whether its samples name
+    clients. package: the installed one whose folder is looked in, where there is one; no data folder is needed then.
     """
 
     layouts: list[Layout]

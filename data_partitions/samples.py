@@ -25,8 +25,8 @@ class Meta:
 
     dataset: its name, without a path; task: "image", "text" or "tabular"; classes: their names; input_shape: of one
     sample, (H, W), (H, W, C), (T,) or (F,); mean, std: per channel or feature, of bytes in [0, 1], of float32 as it is,
-    and in a sample file empty where each partition has those of its own training samples; client_names: of the natural
-    clients, empty where there are none.
+    and in a sample file empty, or of all samples, where each partition has those of its own training samples;
+    client_names: of the natural clients, empty where there are none.
     """
 
     dataset: str

@@ -222,6 +222,7 @@ def load(source: Source) -> Samples:
     if source.normalisation or arrays.text:
         mean, std = source.normalisation or TEXT
     else:
+        # No model gets these: they are part of a hash by which earlier versions drew, and so draw the same today.
         bytes_of_images = x.dtype == np.uint8 and x.ndim > 2
         mean, std = constants(x, np.arange(len(x))) if bytes_of_images else PER_PARTITION
     meta = Meta(

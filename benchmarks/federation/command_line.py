@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import shtab
 
 from baselines.hyper import Hyper
+from benchmarks.federation import compress
 from benchmarks.federation.names import METHODS, MODELS
 from benchmarks.federation.settings import FACTORS, Settings
 from benchmarks.federation.suites import FOLDER, HYPER_FLAGS, HYPER_OPTIONS, UsageError
@@ -54,6 +55,7 @@ COMPLETED: dict[str, Iterable[str]] = {
     "algo": [*METHODS, *FACTORS],
     "dataset": NAMES,
     "partition": FORMS,
+    "codec": [*(f"{name}:" if kind.number else name for name, kind in compress.CODECS.items()), compress.NONE],
     "model": MODELS,
 }
 """What a shell completes, beside the values of options that have no others."""

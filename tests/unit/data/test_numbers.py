@@ -75,9 +75,12 @@ def test_constants_are_those_of_the_training_samples(tmp_path: Path) -> None:
             assert store.mean == pytest.approx(trained.mean(axis=0), rel=1e-6)
             assert store.std == pytest.approx([*trained.std(axis=0)[:2], 1.0], rel=1e-6)
     pictures = RNG.normal(size=(40, 6, 5, 3)).astype(np.float32)
-    with built(own(tmp_path, x=pictures, y=LABELS)) as store:
-        trained = np.concatenate([store.samples(c, "train")[0] for c in range(2)])
-        assert store.mean == pytest.approx(trained.mean(axis=(0, 1, 2)), abs=1e-6)
+    for values, unit in ((pictures, 1), (RNG.integers(0, 256, pictures.shape, np.uint8), 255)):
+        with built(own(tmp_path, x=values, y=LABELS)) as store:
+            trained = np.concatenate([store.samples(c, "train")[0] for c in range(2)]) / unit
+            assert store.mean == pytest.approx(trained.mean(axis=(0, 1, 2)), abs=6e-5)  # bytes: to four decimals
+            assert store.std == pytest.approx(trained.std(axis=(0, 1, 2)), abs=6e-5)
+            assert (values / unit).mean(axis=(0, 1, 2)) != pytest.approx(store.mean, abs=1e-3)  # of the whole file
 
 
 def test_the_digits_of_scikit_learn(tmp_path: Path) -> None:
