@@ -56,6 +56,7 @@ class Trainer(FedMLTrainer):
 
     hyper_class: ClassVar[type[Hyper]] = Hyper
     aggregator_class: ClassVar[type[Aggregator]] = Aggregator
+    pools: ClassVar[bool] = False  # whether one client trains on the samples of all
 
     def __init__(self, model: nn.Module, hyper: Hyper) -> None:
         """``hyper`` is of ``hyper_class``. Raises ValueError where the method does not suit the model."""

@@ -49,7 +49,6 @@ KNOWN = {
     "pfedpara": Style(VERMILION, "o", SOLID),
     "fedpara": Style(VERMILION, "h", DASHED),
     "lowrank": Style(VERMILION, "D", DOTTED),
-    "fedsa": Style(VERMILION, "s", MIXED),
     "fedavg": Style(BLUE, "s", SOLID),
     "fedprox": Style(BLUE, "v", DASHED),
     "scaffold": Style(BLUE, "*", DOTTED),

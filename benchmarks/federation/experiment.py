@@ -68,6 +68,8 @@ class Run:
         self.store = open_store(experiment.store, experiment.partition_sha256, tried=True)  # in planning
         self.sizes = self.store.sizes("train").tolist()[: settings.clients]
         self.trainer = build_trainer(settings, self.store)  # trains nobody, but knows the method
+        if self.trainer.pools:
+            self.sizes = [sum(self.sizes), *[0] * (settings.clients - 1)]
         self.aggregator = self.trainer.make_aggregator(settings.clients)
         self.progress = Progress(started, saved=time.monotonic())
         self.figures = Figures()

@@ -24,8 +24,13 @@ class Participants:
 
 
 def draw_participants(settings: Settings, number: int, sizes: Sequence[int]) -> Participants:
-    """Returns who takes part in round ``number``, counted from 1. ``sizes``: training samples of each client."""
-    drawn = sample_clients(settings.seed, number, len(sizes), settings.clients_per_round)
+    """Returns who takes part in round ``number``, counted from 1.
+
+    ``sizes``: samples that each client trains on; who has none takes no part.
+    """
+    able = [client for client, samples in enumerate(sizes) if samples]
+    places = sample_clients(settings.seed, number, len(able), min(settings.clients_per_round, len(able)))
+    drawn = [able[place] for place in places]
     return Participants(drawn, *draw_faults(settings, number, {client: sizes[client] for client in drawn}))
 
 

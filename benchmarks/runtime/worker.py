@@ -79,6 +79,11 @@ class Share:
         like = changed if message.get("part") else {**changed, **others}
         return codec.unflatten(codec.unpack(tensors, None, like, form), like)
 
+    def pool(self) -> TensorDataset:
+        """Returns the training samples of all clients, in their order."""
+        parts = [self.samples(client, "train").tensors for client in range(self.settings.clients)]
+        return TensorDataset(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
     def train(self, message: Message) -> None:
         client, number = message.get("client"), message.get("round")
         if not message.get("arrives"):  # it received the model, and keeps the state that it had
@@ -90,7 +95,7 @@ class Share:
             return
         trainer, context = self.trainer, RoundContext(self.settings.seed, client, number - 1)
         received = self.take_up(client, self.receive(message))
-        data = self.samples(client, "train")
+        data = self.pool() if trainer.pools else self.samples(client, "train")
         try:
             trainer.fit(data, context)  # looks whether its numbers are finite
         except DivergedError as error:

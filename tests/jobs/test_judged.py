@@ -19,8 +19,8 @@ from pfedpara.streams import stream_state
 from tests.support import directory, rows, run
 
 CLIENTS, PER_ROUND, ROUNDS = 5, 2, 3
-TRAINED = {"pfedpara", "fedper", "pfedme", "ditto", "apfl", "local"}  # judged on what a client trained last
-ALGOS = [algo for algo in METHODS if algo != "fedbn"]  # its model would be another one
+TRAINED = {"pfedpara", "fedsa", "fedper", "pfedme", "ditto", "apfl", "local"}  # judged on what a client trained last
+ALGOS = [algo for algo in METHODS if algo not in ("fedbn", "pooled")]  # another model; other participants
 OPTIONS = (
     *("--algo", *ALGOS, "--rounds", str(ROUNDS), "--clients", str(CLIENTS), "--clients-per-round", str(PER_ROUND)),
     *("--fraction", "0.1", "--epochs", "1", "--batch-size", "16", "--lr", "0.1", "--lr-decay", "0.3"),
@@ -73,7 +73,7 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
         model = deepcopy(take_up(client).model)
         if algo in ("fedavg-ft", "fedbabu"):
             fine_tune(model, data(client, "train"), client, number)
-        elif algo == "per-fedavg":
+        elif algo in ("per-fedavg", "fedala"):
             with trainer.deployed(data(client, "train"), RoundContext(0, client, number)) as adapted:
                 model = deepcopy(adapted)
         return model

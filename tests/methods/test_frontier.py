@@ -1,0 +1,188 @@
+"""FedALA and FedDBE against transcriptions in NumPy, pooled training against training on all data, and all in jobs."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from baselines.adapter import RoundContext
+from benchmarks.federation import options
+from benchmarks.federation.registry import METHODS, build_trainer
+from benchmarks.federation.summary import digest
+from data_partitions import open_store
+from pfedpara.streams import stream_state
+from tests.methods.test_personal import (
+    BATCH,
+    EPOCHS,
+    HEAD,
+    LR,
+    ROUNDS,
+    START,
+    Batch,
+    Vector,
+    epochs,
+    federate,
+    gradient,
+    mean,
+    network,
+    samples,
+    sgd,
+)
+from tests.support import directory, refusal, run, same_findings, summary
+
+torch.set_num_threads(1)
+
+
+def loss(theta: Vector, batch: Batch) -> float:
+    x, y = batch
+    W1, b1, W2, b2 = theta[:12].reshape(4, 3), theta[12:16], theta[16:28].reshape(3, 4), theta[28:]
+    logits = np.tanh(x @ W1.T + b1) @ W2.T + b2
+    return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]))
+
+
+@pytest.mark.parametrize("threshold", [10, 0.004])
+def test_fedala_is_its_algorithm(threshold: float) -> None:
+    eta, longest = 2.0, []
+
+    def mix(w: Vector, own: Vector, weight: Vector, client: int, first: bool) -> tuple[Vector, Vector]:
+        """With the stream as it is: Θ̂, and the weights that were learned."""
+        x, y = (tensor.numpy() for tensor in samples(client).tensors)
+        chosen = torch.randperm(len(y)).numpy()[: int(0.8 * len(y))]
+        batches = [(x[b], y[b]) for b in np.split(chosen, range(BATCH, len(chosen), BATCH))]
+        move, losses = (w - own) * HEAD, []
+        while True:
+            seen = []
+            for batch in batches:
+                theta = w * ~HEAD + own * HEAD + move * weight
+                seen.append(loss(theta, batch) * len(batch[1]))
+                weight = np.clip(weight - eta * gradient(theta, batch) * move, 0, 1)
+            losses.append(sum(seen) / len(chosen))
+            if not first or (len(losses) > 10 and np.std(losses[-10:]) < threshold) or len(losses) == 100:
+                break
+        longest.append(len(losses))
+        return w * ~HEAD + own * HEAD + move * weight, weight
+
+    w, own, weights = START, [START] * 3, [np.ones_like(START)] * 3
+    for number in range(ROUNDS):
+        for client in range(3):
+            theta = w
+            torch.set_rng_state(stream_state("training", 0, client, number))
+            if number:
+                theta, weights[client] = mix(w, own[client], weights[client], client, first=number == 1)
+            x, y = (tensor.numpy() for tensor in samples(client).tensors)
+            for _ in range(EPOCHS):
+                shuffle = torch.randperm(len(y)).numpy()
+                work = [[(x[b], y[b]) for b in np.split(shuffle, range(BATCH, len(y), BATCH))]]
+                theta = sgd(theta, work)
+            own[client] = theta
+        w = mean(own)
+    server, judged = federate("fedala", weight_lr=eta, threshold=threshold)
+    np.testing.assert_allclose(server, w, atol=1e-12)
+    for client in range(3):
+        torch.set_rng_state(stream_state("deployment", 0, client, ROUNDS - 1))
+        expected, weight = mix(w, own[client], weights[client], client, first=False)
+        np.testing.assert_allclose(judged[client], expected, atol=1e-12)
+        assert 0 < np.mean(weight[HEAD]) < 1  # some was learned
+    assert max(longest) == 11 if threshold == 10 else max(longest) > 11
+
+
+def test_feddbe_is_its_algorithm() -> None:
+    kappa, mu = 3.0, 0.7
+    w, bias = START, [np.zeros(4)] * 3
+    known: Any = None
+    for number in range(ROUNDS):
+        trained, means = [], []
+        for client in range(3):
+            theta, z, m = w, bias[client], np.zeros(4)
+            for x, y in (batch for epoch in epochs(client, number, EPOCHS) for batch in epoch):
+                W1, b1, W2, b2 = theta[:12].reshape(4, 3), theta[12:16], theta[16:28].reshape(3, 4), theta[28:]
+                h = np.tanh(x @ W1.T + b1)
+                p = np.exp((h + z) @ W2.T + b2)
+                delta = (p / p.sum(1, keepdims=True) - np.eye(3)[y]) / len(y)
+                m = (1 - mu) * m + mu * h.mean(0)
+                back = delta @ W2
+                inner = (back + (0 if known is None else kappa * mu * (m - known) / 4 / len(y))) * (1 - h * h)
+                slopes = [(inner.T @ x).ravel(), inner.sum(0), (delta.T @ (h + z)).ravel(), delta.sum(0)]
+                theta = theta - LR * np.concatenate(slopes)
+                z = z if known is None else z - LR * back.sum(0)
+            bias[client] = z
+            trained.append(theta)
+            means.append(m)
+        w = mean(trained)
+        known = mean(means) if known is None else known
+    server, judged = federate("feddbe", kappa=kappa, momentum=mu)
+    np.testing.assert_allclose(server[:31], w, atol=1e-12)
+    for client in range(3):
+        np.testing.assert_allclose(judged[client], [*w, *bias[client]], atol=1e-12)
+        assert np.abs(bias[client]).max() > 1e-3
+
+
+JOB = (
+    *("--rounds", "3", "--clients", "3", "--clients-per-round", "2", "--fraction", "0.1", "--epochs", "1"),
+    *("--batch-size", "16", "--eval-every", "0", "--checkpoint-every", "1"),
+)
+ALGOS = ("fedala", "feddbe", "pooled")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    done = run("--algo", *ALGOS, *JOB, "--out", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    return out
+
+
+def test_pooled_trains_one_model_on_everybody_s_samples(alone: Path) -> None:
+    words = ["--algo", "pooled", *JOB, "--out", str(alone)]
+    (settings,) = options.settings_of(options.parser().parse_args(words))
+    with open_store(next((alone / "data").rglob("*clients3*.h5"))) as store:
+        trainer = build_trainer(settings, store)
+        parts = [store.samples(client, "train") for client in range(3)]
+    data = TensorDataset(*(torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True)))
+    for number in range(3):
+        trainer.fit(data, RoundContext(0, 0, number))
+    found = summary(alone, "pooled")
+    assert found["shared_sha256"] == digest(trainer.get_model_params())
+    assert found["transmitted"]["parameters_up"] == 3 * 203_530  # of the one place that trains
+
+
+def test_pooled_refuses_private_state(tmp_path: Path) -> None:
+    sentence = refusal(tmp_path, "--algo", "pooled", "--parameterization", "pfedpara")
+    assert "so that none of it can be private; take --parameterization dense, fedpara or lowrank" in sentence
+
+
+def test_feddbe_sends_the_features_mean(alone: Path) -> None:
+    sent = summary(alone, "feddbe")["parameters_per_client_round"]
+    assert sent == dict.fromkeys(("up", "down"), 203_530 + 256 + 1)
+
+
+def test_what_the_models_must_have() -> None:
+    with pytest.raises(ValueError, match="the last layer is a PReLU"):
+        METHODS["feddbe"].build(torch.nn.Sequential(torch.nn.PReLU()))
+    with pytest.raises(ValueError, match="mixed_layers must be at most the model's 2 layers, got 3"):
+        METHODS["fedala"].build(network(), mixed_layers=3)
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_and_a_kill_in_between_give_the_same_bits(alone: Path, tmp_path: Path) -> None:
+    killed = f"""
+import os
+from benchmarks.federation import rounds
+write_checkpoint = rounds.write_checkpoint
+def kill(run, folder):
+    write_checkpoint(run, folder)
+    if run.progress.round == 2 and run.settings.algo == "pooled":
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+rounds.write_checkpoint = kill
+"""
+    for algo in ALGOS:
+        killed_in = killed.replace('"pooled"', repr(algo))
+        assert run("--algo", algo, *JOB, "--out", str(tmp_path), ranks=3, before=killed_in).returncode != 0
+    again = run("--algo", *ALGOS, *JOB, "--out", str(tmp_path), ranks=2)
+    assert (again.returncode, again.stderr) == (0, "")
+    for algo in ALGOS:
+        same_findings(directory(tmp_path, algo), directory(alone, algo))
