@@ -11,6 +11,21 @@ from baselines.tensors import Params, copy_into, copy_of
 from pfedpara.sharing import split_parameters
 
 
+class Mean:
+    """Σ_k (p_k / p) w_k with p = Σ_k p_k, in float32, one w_k after another: another order may give other bits."""
+
+    def __init__(self, total: float) -> None:
+        """``total``: p."""
+        self.total = total
+        self.sums: Params = {}
+
+    @torch.no_grad()
+    def add(self, weight: float, params: Params) -> None:
+        self.sums = self.sums or {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+        for name, sum_ in self.sums.items():
+            sum_.add_(params[name], alpha=weight / self.total)
+
+
 class Aggregator(FedMLAggregator):
     """The server's half: holds the shared tensors and averages what the clients send.
 
@@ -47,11 +62,21 @@ class Aggregator(FedMLAggregator):
         """
         copy_into(self.shared, {name: received[name] for name in self.shared})
 
+    def weight(self, samples: float) -> float:
+        """Returns p_k, what the update of a client with so many samples counts in the mean; FedAvg takes n_k."""
+        return samples
+
+    def of_mean(self, mean: Params, clients: int) -> Params:
+        """Returns the new global model from the ``mean`` of so many clients' updates; FedAvg takes it as it is."""
+        return mean
+
     def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        """Returns Σ_k (n_k / n) w_k of the pairs (n_k, w_k), added in the order of the list in float32."""
-        n = sum(weight for weight, _ in updates)
-        total = {name: torch.zeros_like(self.travelling[name]) for name in updates[0][1]}
-        for weight, params in updates:
-            for name, tensor in total.items():
-                tensor.add_(params[name], alpha=weight / n)
-        return total
+        """Returns ``of_mean`` of the pairs (n_k, w_k), added in the order of the list.
+
+        A method that needs them all at once overrides this. The server then holds a round's updates until its end;
+        otherwise it adds each up by itself, and lets go of it.
+        """
+        mean = Mean(sum(self.weight(samples) for samples, _ in updates))
+        for samples, params in updates:
+            mean.add(self.weight(samples), params)
+        return self.of_mean(mean.sums, len(updates))

@@ -35,11 +35,13 @@ class FedDynAggregator(Aggregator):
         super().__init__(model, hyper, clients)
         self.server_state = {name: torch.zeros_like(theta) for name, theta in learned(self.shared).items()}  # h
 
+    def weight(self, samples: float) -> float:
+        return 1.0
+
     @torch.no_grad()
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate([(1.0, params) for _, params in updates])
+    def of_mean(self, mean: Params, clients: int) -> Params:
         alpha = self.hyper.alpha
-        share = len(updates) / self.clients  # |P| / m
+        share = clients / self.clients  # |P| / m
         for name, h in self.server_state.items():
             h.sub_(mean[name] - self.shared[name], alpha=alpha * share)
             mean[name].sub_(h, alpha=1 / alpha)

@@ -46,8 +46,7 @@ class ServerOptimizer(Aggregator):
         self.server_state = {f"m.{name}": torch.zeros_like(w) for name, w in learned(self.shared).items()}
 
     @torch.no_grad()
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate(updates)
+    def of_mean(self, mean: Params, clients: int) -> Params:
         for name, w in learned(self.shared).items():
             mean[name] = w + self.hyper.server_lr * self.move(name, mean[name] - w)
         return mean

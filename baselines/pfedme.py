@@ -36,8 +36,10 @@ class PFedMeAggregator(Aggregator):
 
     hyper: PFedMeHyper
 
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate([(1.0, params) for _, params in updates])
+    def weight(self, samples: float) -> float:
+        return 1.0
+
+    def of_mean(self, mean: Params, clients: int) -> Params:
         beta = self.hyper.beta
         return mean | {name: (1 - beta) * w.detach() + beta * mean[name] for name, w in learned(self.shared).items()}
 

@@ -50,10 +50,12 @@ class ScaffoldAggregator(Aggregator):
             f"control.{name}": torch.zeros_like(x) for name, x in learned(self.shared).items()
         }
 
+    def weight(self, samples: float) -> float:
+        return 1.0
+
     @torch.no_grad()
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate([(1.0, params) for _, params in updates])
-        share = len(updates) / self.clients  # |S| / N
+    def of_mean(self, mean: Params, clients: int) -> Params:
+        share = clients / self.clients  # |S| / N
         for name, x in learned(self.shared).items():
             mean[name] = x + self.hyper.server_lr * (mean[name] - x)
             mean[f"control.{name}"] = self.travelling[f"control.{name}"] + share * mean[f"control.{name}"]

@@ -39,7 +39,7 @@ def flatten(params: dict[str, Tensor]) -> Tensor:
     for name, tensor in params.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name}: only float32 travels, got {tensor.dtype}")
-    return torch.cat([tensor.reshape(-1) for tensor in params.values()]).cpu() if params else torch.empty(0)
+    return torch.cat([tensor.detach().reshape(-1) for tensor in params.values()]).cpu() if params else torch.empty(0)
 
 
 def select(params: Mapping[str, Tensor], template: Mapping[str, Tensor]) -> Tensor:

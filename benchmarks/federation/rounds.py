@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from baselines.base import Params, Work, all_finite
+from baselines.base import Work
 from benchmarks.federation import checkpoint, codec, work
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.ledger import Entry, traffic_to_model
@@ -22,11 +22,10 @@ from benchmarks.federation.metrics import ClientFigures, NewcomerFigures
 from benchmarks.federation.participation import Participants, draw_participants, faulty
 from benchmarks.federation.recorder import Totals
 from benchmarks.federation.settings import Settings
+from benchmarks.federation.updates import Updates, finite
 
 Returned = TypeVar("Returned")
 Steps = Generator[None, Any, Returned]
-Updates = dict[int, tuple[float, Params]]
-"""Samples and shared tensors, by client."""
 Show = Callable[[int, Mapping[int, ClientFigures], dict[str, int]], None]
 """Hears of a round's end: its number, what clients deploy then where that is known, and what has been sent so far."""
 
@@ -62,7 +61,7 @@ class Newcomers(BaseModel):
 
 
 class Clients(Protocol):
-    def train(self, run: Run, participants: Participants, downlink: Downlink) -> Steps[Updates]:
+    def train(self, run: Run, participants: Participants, downlink: Downlink, updates: Updates) -> Steps[None]:
         """Sends the participants the shared tensors and collects what arrives. Gives the run up where one diverges."""
 
     def report(self, run: Run, downlink: Downlink | None, folder: Path | None) -> Steps[list[Results]]:
@@ -105,9 +104,11 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
     progress.absent["late"] += len(participants.late)
 
     downlink = pack_downlink(run, progress.round)
-    updates = yield from clients.train(run, participants, downlink)
+    updates = Updates(run.aggregator, {client: run.sizes[client] for client in participants.arriving})
+    yield from clients.train(run, participants, downlink, updates)
     if not progress.diverged:
-        aggregate(run, participants, updates, downlink)
+        aggregate(run, updates, downlink)
+    del downlink, updates  # each as large as the model
 
     finite = not progress.diverged
     judges, writes = finite and judged(settings, progress.round), finite and checkpoint_due(run)
@@ -131,7 +132,7 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
 
 def pack_downlink(run: Run, number: int) -> Downlink:
     """Returns the shared tensors as the participants of round ``number`` get them."""
-    form, shared = run.settings.quantize_down, run.aggregator.get_model_params()
+    form, shared = run.settings.quantize_down, run.aggregator.travelling
     changed, others = run.trainer.parts(number - 1)
     stream = codec.random_stream("down", run.settings.seed, number)
     packed = codec.pack(codec.select(shared, changed), None, changed, form, stream)
@@ -148,22 +149,17 @@ def pack_downlink(run: Run, number: int) -> Downlink:
     return Downlink(both, codec.select(there, run.trainer.travelling), packed | {"part": True}, holders)
 
 
-def aggregate(run: Run, participants: Participants, updates: Updates, downlink: Downlink) -> None:
+def aggregate(run: Run, updates: Updates, downlink: Downlink) -> None:
     """Makes the new global model of the updates that arrived; without any it stays as it is."""
-    if arriving := participants.arriving:
+    if updates.sizes:
         run.aggregator.set_received(codec.unflatten(downlink.received, run.trainer.travelling))
-        new = run.aggregator.aggregate([updates[client] for client in arriving])
+        new = updates.aggregate()
         if not finite(new):
-            wild = next((client for client in arriving if not finite(updates[client][1])), None)
-            what = "the new global model" if wild is None else "a parameter that it sent"
-            run.give_up(wild, f"{what} is not finite")
+            what = "the new global model" if updates.wild is None else "a parameter that it sent"
+            run.give_up(updates.wild, f"{what} is not finite")
             return
         run.aggregator.set_model_params(new)
-    run.progress.seen.update(arriving)
-
-
-def finite(params: Params) -> bool:
-    return all(map(all_finite, params.values()))
+    run.progress.seen.update(updates.sizes)
 
 
 def due(settings: Settings, number: int, every: int) -> bool:

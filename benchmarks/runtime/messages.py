@@ -49,7 +49,7 @@ class Kind(IntEnum):
 
 FIELDS: dict[Kind, dict[str, type]] = {
     Kind.SETUP: {"experiment": int, "partition_sha256": str, "states": list},
-    Kind.READY: {},
+    Kind.READY: {"host": str, "cores": list},
     Kind.TRAIN: {"client": int, "round": int, "arrives": bool, "moves": bool, "judge": bool},
     Kind.UPDATE: {"client": int, "round": int, "samples": int},
     Kind.DIVERGED: {"client": int, "round": int, "reason": str},

@@ -1,8 +1,9 @@
 """The server: on rank 0, takes one experiment after another through its rounds."""
 
+import math
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +22,25 @@ from benchmarks.federation.rounds import (
     Newcomers,
     Results,
     Steps,
-    Updates,
     judge_newcomers,
     judged_in_training,
     take_rounds,
 )
+from benchmarks.federation.settings import UNQUANTIZED
 from benchmarks.federation.summary import finish
+from benchmarks.federation.updates import Updates
+from benchmarks.runtime.dispatch import Plan, Speeds, largest_first, place
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter
 from benchmarks.runtime.node import Node
 from benchmarks.runtime.screen import Screen
 from benchmarks.runtime.transport import MpiTransport
 
-AHEAD = 2  # clients a worker has been sent and not yet answered: one trains, one waits
-
 OF_CLIENT = (Kind.UPDATE, Kind.DIVERGED, Kind.ABSENT)
 """The answers that are a client's; the others are a worker's."""
 
 
-def place(
-    sizes: Mapping[int, int], home: Mapping[int, int], workers: Sequence[int], limit: float
-) -> tuple[dict[int, list[int]], int]:
-    """Returns each worker's clients and the largest load: the largest client first, to its home or the idlest worker.
-
-    ``sizes``: samples of each client. A client goes to its ``home`` unless that brings it above ``limit`` samples.
-    """
-    clients: dict[int, list[int]] = {worker: [] for worker in workers}
-    load = dict.fromkeys(workers, 0)
-    for client in sorted(sizes, key=lambda client: (-sizes[client], client)):
-        worker = home.get(client)
-        if worker is None or load[worker] + sizes[client] > limit:
-            worker = min(workers, key=lambda each: load[each])
-        clients[worker].append(client)
-        load[worker] += sizes[client]
-    return clients, max(load.values())
-
-
-def balance(sizes: Mapping[int, int], home: Mapping[int, int], workers: Sequence[int]) -> dict[int, list[int]]:
-    """Returns each worker's clients. They stay at home where that costs nobody more than if none of them had one."""
-    _, limit = place(sizes, {}, workers, 0)
-    return place(sizes, home, workers, limit)[0]
+def nothing() -> None:
+    """Hands out no client: there is no round."""
 
 
 class Server(Node):
@@ -73,7 +54,10 @@ class Server(Node):
         super().__init__(transport, 0)
         self.workers = range(1, transport.worker_count + 1)
         self.experiments, self.screen, self.started = experiments, screen, launched
+        self.speeds = Speeds(self.workers)
         self.home: dict[int, int] = {}  # the worker that trained a client last and has its private state
+        self.at: dict[int, int] = {}  # the worker that each client of this round was sent to
+        self.hand_out: Callable[[], None] = nothing
         self.waiting: set[tuple[Kind, int]] = set()  # the answers that are due, and from which client or worker
         self.patience = 0.0  # seconds of silence that are borne while answers are due; 0: any
         self.busy = "server, start"
@@ -105,9 +89,10 @@ class Server(Node):
             self.seen = time.monotonic()
             for worker in self.workers:
                 self.send(Kind.WAIT, worker)
+        self.hand_out()  # who is late now may lose clients to others
         if self.waiting and 0 < self.patience < seconds:
-            kind, who = min(self.waiting)
-            rank, client = (self.home[who], f", client {who}") if kind in OF_CLIENT else (who, "")
+            kind, who = min(due for due in self.waiting if due[0] not in OF_CLIENT or due[1] in self.at)
+            rank, client = (self.at[who], f", client {who}") if kind in OF_CLIENT else (who, "")
             raise TimeoutError(f"nothing from rank {rank}{client} for {seconds:.1f} seconds (--comm-timeout)")
 
     def work(self) -> Steps[None]:
@@ -128,7 +113,7 @@ class Server(Node):
 
     def set_up(self, run: Run, index: int) -> Steps[None]:
         """Sets every worker to the experiment of this ``index``."""
-        shares, _ = place(dict(enumerate(run.sizes)), {}, self.workers, 0)
+        shares, _ = place(largest_first(dict(enumerate(run.sizes))), {}, dict.fromkeys(self.workers, 1.0), 0)
         self.home = {client: worker for worker, own in shares.items() for client in own}
         self.patience = run.settings.comm_timeout
         states = run.restored.record.states if run.restored else {}
@@ -143,33 +128,65 @@ class Server(Node):
             )
         self.waiting = {(Kind.READY, worker) for worker in self.workers}
         while self.waiting:
-            self.tick_off((yield), run)
+            worker = self.tick_off(message := (yield), run)
+            self.speeds.join(worker, message.get("host"), message.get("cores"))
 
-    def train(self, run: Run, participants: Participants, downlink: Downlink) -> Steps[Updates]:
-        """As ``Clients.train``, where each client trains on the worker that is its home then."""
+    def train(self, run: Run, participants: Participants, downlink: Downlink, updates: Updates) -> Steps[None]:
+        """As ``Clients.train``, where each client trains on the worker that is free for it."""
         self.busy = f"server, {run.settings.label}, round {run.progress.round}"
         arriving = set(participants.arriving)
-        updates: Updates = {}
         sent = run.trainer.changing(run.progress.round - 1)
         received = codec.unflatten(downlink.received, run.trainer.travelling)
-        known = codec.known(codec.select(received, sent), sent, run.trainer.differences)
-        # Not all at once: the shared tensors would pile up in a worker's memory.
-        queues = self.spread(run, participants, downlink)
-        for queue in queues.values():
-            for _ in range(min(AHEAD, len(queue))):
-                self.send_message(queue.popleft())
+        known = None
+        if run.settings.uplink != UNQUANTIZED:
+            known = codec.known(codec.select(received, sent), sent, run.trainer.differences)
+        self.speeds.choose(run.settings.threads)
+        plan = Plan(
+            self.speeds,
+            {client: run.sizes[client] if client in arriving else 0 for client in participants.drawn},
+            self.home,
+            arriving & run.progress.seen if run.trainer.kept else (),
+            sum(tensor.nbytes for tensor in sent.values()),
+            sum(tensor.nbytes for tensor in run.trainer.kept.values()),
+        )
+        self.at = {}
         self.waiting = {(Kind.UPDATE if c in arriving else Kind.ABSENT, c) for c in participants.drawn}
+        self.hand_out = partial(self.send_due, run, plan, arriving, downlink)
+        self.hand_out()
         while self.waiting:
-            client = self.tick_off(message := (yield), run)
+            plan.answer(client := self.tick_off(message := (yield), run))
+            self.hand_out()
             if message.get_type() == Kind.UPDATE:
-                updates[client] = self.update(message, run, known, sent)
+                updates.take(client, self.update(message, run, known, sent))
             elif message.get_type() == Kind.DIVERGED:
                 run.give_up(client, message.get("reason"))
+            del message  # as large as the model
             done = len(participants.drawn) - len(self.waiting)
             self.screen.within(run.progress.round, "client", done, len(participants.drawn))
-            if queue := queues[self.home[client]]:
-                self.send_message(queue.popleft())
-        return updates
+        self.hand_out = nothing
+
+    def send_due(self, run: Run, plan: Plan, arriving: Collection[int], downlink: Downlink) -> None:
+        """Sends each worker the clients that it is to train now, and has states moved that will be needed elsewhere.
+
+        Not all at once: the shared tensors would pile up in a worker's memory.
+        """
+        judge = judged_in_training(run)
+        self.move_states(plan, run.progress.round)
+        for worker in self.speeds.active:
+            while (client := plan.next(worker)) is not None:
+                self.move_states(plan, run.progress.round)
+                about = {"arrives": client in arriving, "moves": client in plan.moving, "judge": judge}
+                self.send_message(self.downlink_to(client, worker, downlink, round=run.progress.round, **about))
+                self.at[client] = worker
+                if client in arriving:
+                    self.home[client] = worker
+
+    def move_states(self, plan: Plan, number: int) -> None:
+        """Has each state that lies elsewhere sent to the worker that ``plan`` has chosen."""
+        for client, origin in plan.moving.items():
+            if self.home[client] == origin:
+                self.home[client] = plan.at[client]
+                self.send(Kind.MOVE, origin, client=client, round=number, worker=plan.at[client])
 
     def tick_off(self, message: Message, run: Run) -> int:
         """Returns whose answer this is, a client's or a worker's, and no longer waits for it.
@@ -180,50 +197,26 @@ class Server(Node):
         of_client = kind in OF_CLIENT
         who = message.get("client") if of_client else sender
         answer = (Kind.UPDATE if kind == Kind.DIVERGED else kind, who)
-        if answer not in self.waiting or sender != (self.home[who] if of_client else who):
+        if answer not in self.waiting or sender != (self.at.get(who) if of_client else who):
             raise MessageError(message, f"none was due from it for {'client' if of_client else 'worker'} {who}")
         if kind != Kind.READY and message.get("round") != run.progress.round:
             raise MessageError(message, f"for round {message.get('round')} in round {run.progress.round}")
         self.waiting.remove(answer)
         return who
 
-    def spread(self, run: Run, participants: Participants, downlink: Downlink) -> dict[int, deque[Message]]:
-        """Spreads the round's participants over the workers. Returns each worker's messages: the downlinks."""
-        arriving, number = participants.arriving, run.progress.round
-        shares = balance({client: run.sizes[client] for client in arriving}, self.home, self.workers)
-        with_state = run.progress.seen if run.trainer.kept else set()
-        moving = {c for worker, own in shares.items() for c in own if c in with_state and self.home[c] != worker}
-        for worker, own in shares.items():
-            for client in own:
-                if client in moving:
-                    self.send(Kind.MOVE, self.home[client], client=client, round=number, worker=worker)
-                self.home[client] = worker
-        for client in participants.drawn:
-            if client not in arriving:
-                shares[self.home[client]].append(client)
-        judge = judged_in_training(run)
-        return {
-            worker: deque(
-                self.downlink_to(c, downlink, round=number, arrives=c in arriving, moves=c in moving, judge=judge)
-                for c in own
-            )
-            for worker, own in shares.items()
-        }
-
-    def downlink_to(self, client: int, downlink: Downlink, **params: Any) -> Message:
+    def downlink_to(self, client: int, worker: int, downlink: Downlink, **params: Any) -> Message:
         """Returns the message that brings a client the shared tensors."""
-        return self.message(Kind.TRAIN, self.home[client], client=client, **params, **downlink.to(client))
+        return self.message(Kind.TRAIN, worker, client=client, **params, **downlink.to(client))
 
-    def update(self, message: Message, run: Run, known: Tensor, sent: Mapping[str, Tensor]) -> tuple[float, Params]:
-        """Returns what an uplink brings: the client's samples and the tensors ``sent``. Raises MessageError."""
+    def update(self, message: Message, run: Run, known: Tensor | None, sent: Mapping[str, Tensor]) -> Params:
+        """Returns what an uplink brings: the tensors ``sent``. Raises MessageError."""
         client, samples, settings = message.get("client"), message.get("samples"), run.settings
         if samples != run.sizes[client]:
             raise MessageError(message, f"client {client} has {run.sizes[client]} samples, not {samples}")
         stream = codec.random_stream("up", settings.seed, client, run.progress.round)
         try:
             tensors, form = message.get(TENSORS), settings.uplink
-            arrived = codec.unpack(tensors, known, sent, form, stream, run.trainer.feedback)
-            return samples, codec.unflatten(arrived, sent)
+            return codec.unflatten(codec.unpack(tensors, known, sent, form, stream, run.trainer.feedback), sent)
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
 
@@ -232,10 +225,11 @@ class Server(Node):
         clients: dict[int, list[int]] = {worker: [] for worker in self.workers}
         untrained: dict[int, list[int]] = {worker: [] for worker in self.workers}
         if downlink:
-            for client, worker in self.home.items():
+            judges = self.where_judged(run)
+            for client, worker in judges.items():
                 clients[worker].append(client)
             for client in run.untrained():
-                untrained[self.home[client]].append(client)
+                untrained[judges[client]].append(client)
         shared = downlink.received if downlink else None
         for worker, own in clients.items():
             due = {"clients": own, "untrained": untrained[worker], "checkpoint": str(folder) if folder else None}
@@ -254,13 +248,22 @@ class Server(Node):
         own_ledger = self.com_manager.ledger.take()
         return [*results, Results(trained=[], received={}, fresh={}, diverged=[], ledger=own_ledger)]
 
+    def where_judged(self, run: Run) -> dict[int, int]:
+        """Returns the worker that judges each client: where its state lies, if it has one, else who is done first."""
+        stays = run.progress.seen if run.trainer.kept else set()
+        found = {client: self.home[client] for client in stays}
+        sizes, paces = dict(enumerate(run.sizes)), {worker: self.speeds.pace(worker) for worker in self.speeds.active}
+        shares, _ = place(largest_first(sizes), found, paces, math.inf)
+        return {client: worker for worker, own in shares.items() for client in own} | found
+
     def welcome(self, run: Run, downlink: Downlink) -> Steps[dict[int, NewcomerFigures]]:
         """As ``Clients.welcome``."""
         sizes = run.store.sizes("train").tolist()
-        shares, _ = place(
-            {client: sizes[client] for client in range(run.settings.clients, len(sizes))}, {}, self.workers, 0
-        )
-        for worker, own in shares.items():
+        new = {client: sizes[client] for client in range(run.settings.clients, len(sizes))}
+        paces = {worker: self.speeds.pace(worker) for worker in self.speeds.active}
+        shares, _ = place(largest_first(new), {}, paces, 0)
+        for worker in self.workers:
+            own = shares.get(worker, [])
             self.send(Kind.WELCOME, worker, downlink.received, round=run.progress.round, clients=own)
         self.waiting = {(Kind.NEWCOMERS, worker) for worker in self.workers}
         found: dict[int, NewcomerFigures] = {}
@@ -274,9 +277,9 @@ class Server(Node):
 
     def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
         """As ``Clients.cost``."""
-        arriving, judge = participants.arriving, judged_in_training(run)
+        arriving, judge, number = participants.arriving, judged_in_training(run), run.progress.round + 1
         messages = [
-            self.downlink_to(c, downlink, round=run.progress.round + 1, arrives=c in arriving, moves=False, judge=judge)
+            self.downlink_to(c, self.home[c], downlink, round=number, arrives=c in arriving, moves=False, judge=judge)
             for c in run.untrained()
         ]
         return [entry for message in messages if (entry := enter(message, *encode(message)))]

@@ -86,6 +86,7 @@ class MpiTransport(BaseCommunicationManager):
             if self.arrived:
                 message = decode(*self.arrived.popleft())
                 self.observers[message.get_receiver_id()].receive_message(message.get_type(), message)
+                del message  # it may be as large as the model
                 sleep, last = SHORTEST_SLEEP, time.monotonic()
                 continue
             # A large message moves only while both ends look at MPI.

@@ -20,6 +20,7 @@ from benchmarks.federation import checkpoint, codec, metrics, work
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures
 from benchmarks.federation.registry import build_trainer
+from benchmarks.runtime.dispatch import cores
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError
 from benchmarks.runtime.node import Node
 from benchmarks.runtime.states import StateFile
@@ -46,6 +47,7 @@ class Share:
         state_dir = self.settings.state_dir
         self.states: MutableMapping[int, Params] = StateFile(state_dir) if state_dir else {}
         self.early: dict[int, Message] = {}  # clients to train as soon as their state comes
+        self.passing: dict[int, Message] = {}  # clients whose state goes on to another worker as soon as it comes
         self.trained: dict[int, tuple[int, ClientFigures]] = {}  # since the server last asked: round, figures
         self.trained_by: Work = {}  # since the server last asked
         self.adapted_by: Work = {}
@@ -124,6 +126,9 @@ class Share:
     def move(self, message: Message) -> None:
         """Hands a client's private state over to the worker that trains it next."""
         client, number = message.get("client"), message.get("round")
+        if client not in self.states:  # it is on its way here
+            self.passing[client] = message
+            return
         state = self.states.pop(client)
         packed = torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
         count = sum(tensor.numel() for tensor in state.values())
@@ -136,7 +141,9 @@ class Share:
             self.states[client] = checkpoint.read_state(content, self.fresh_state)
         except checkpoint.RefusedError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
-        if client in self.early:
+        if client in self.passing:
+            self.move(self.passing.pop(client))
+        elif client in self.early:
             self.train(self.early.pop(client))
 
     def judge(self, context: RoundContext) -> ClientFigures | None:
@@ -239,4 +246,4 @@ class Worker(Node):
         share.restore(message.get("checkpoint"), message.get("states"))
         for kind, answer in share.answers().items():
             self.register_message_receive_handler(kind, answer)
-        self.send(Kind.READY, 0)
+        self.send(Kind.READY, 0, **cores())

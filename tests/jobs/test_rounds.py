@@ -1,52 +1,20 @@
-"""Who takes part in a round, who trains whom, and who is absent."""
+"""Who takes part in a round, and who is absent."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from benchmarks.federation.participation import draw_faults
 from benchmarks.federation.settings import Settings
-from benchmarks.runtime.server import balance, place
 from benchmarks.runtime.worker import pick_device
 from tests.support import run, summary
-
-SIZES = st.dictionaries(st.integers(0, 50), st.integers(0, 500), max_size=30)
-WORKERS = range(1, 4)
 
 
 def test_the_ranks_of_a_host_take_its_gpus_in_turn() -> None:
     assert [pick_device("cuda", local_rank, 2) for local_rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert pick_device("cpu", 3, 0) == "cpu"
-
-
-def loads(sizes: dict[int, int], clients: dict[int, list[int]]) -> list[int]:
-    return [sum(sizes[client] for client in own) for own in clients.values()]
-
-
-def test_the_largest_client_goes_first_to_the_idlest_worker() -> None:
-    sizes = {0: 2, 1: 7, 2: 5, 3: 4, 4: 4}
-    assert place(sizes, {}, [1, 2], 0) == ({1: [1, 4], 2: [2, 3, 0]}, 11)
-
-
-def test_a_client_stays_where_its_state_is_unless_that_costs_time() -> None:
-    sizes = {0: 10, 1: 10, 2: 10, 3: 10}
-    assert balance(sizes, {0: 2, 1: 2, 2: 1, 3: 1}, [1, 2]) == {1: [2, 3], 2: [0, 1]}
-    assert balance(sizes, {0: 1, 1: 1, 2: 1, 3: 2}, [1, 2]) == {1: [0, 1], 2: [2, 3]}
-
-
-@given(SIZES, st.data())
-def test_each_client_is_trained_once_and_no_worker_by_more_than_one_client_above_the_mean(
-    sizes: dict[int, int], data: st.DataObject
-) -> None:
-    home = data.draw(st.dictionaries(st.sampled_from(sorted(sizes)), st.sampled_from(WORKERS))) if sizes else {}
-    clients = balance(sizes, home, WORKERS)
-    assert Counter(client for own in clients.values() for client in own) == Counter(list(sizes))
-    assert max(loads(sizes, clients)) <= sum(sizes.values()) / len(WORKERS) + max(sizes.values(), default=0)
 
 
 def settings(**options: float) -> Settings:
