@@ -3,19 +3,26 @@
     python -m benchmarks.perf.runtime            # on an otherwise idle machine; about five minutes
 
 The work is the same everywhere: FedAvg, 10 clients of 500 samples, the mlp, batches of 32, one local epoch, no
-evaluation. Times are per round; what counts is the ratio to the plain loop, since machines differ. Then what messages
-cost, and what ``benchmarks/perf/cost.py`` makes of both: seconds per round of each method, here and elsewhere.
+evaluation. Times are per round; what counts is the ratio to the plain loop, since machines differ, and to the capacity
+of the moment: what the plain loop takes beside itself, on every core at once. Both are measured before and after each
+row, as cores may be uneven and neighbours busy. Rows named "slowed" stop one worker, and one of the loops, for two
+thirds of the time. Then what messages cost, and what ``benchmarks/perf/cost.py`` makes of all that: seconds per round
+of each method, here and elsewhere.
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import timeit
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +39,8 @@ from pfedpara.streams import stream_seed
 
 CLIENTS, LR, CLIP = 10, 0.05, 5.0
 RANKS = (2, 3, 6, 11)
+SLOWED = (3, 11)
+STARTING, SPAN = 12.0, 6.0  # seconds that the loops have to import, and that they then run together
 PARAMETERS = (200_000, 1_600_000, 15_000_000)
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,8 +57,8 @@ def model() -> Any:
     return build_model(MODEL, (28, 28), 10, (0.5,), (0.5,))
 
 
-def plain_loop(rounds: int) -> list[float]:
-    """FedAvg as anybody would write it in one process. Returns the seconds of each round."""
+def plain_round() -> Callable[[], None]:
+    """Returns what takes a round of FedAvg as anybody would write it in one process."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -73,7 +82,55 @@ def plain_loop(rounds: int) -> list[float]:
             updates.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
         shared = {name: sum(update[name] for update in updates) / CLIENTS for name in shared}
 
-    return timeit.repeat(take_round, number=1, repeat=rounds)
+    return take_round
+
+
+def plain_loop(rounds: int) -> list[float]:
+    """Returns the seconds of each round of the plain loop."""
+    return timeit.repeat(plain_round(), number=1, repeat=rounds)
+
+
+def loop_until(begin: float, end: float) -> float:
+    """Returns how many rounds a second the plain loop takes between two moments of ``time.monotonic``."""
+    take_round, rounds = plain_round(), 0
+    take_round()
+    time.sleep(max(0.0, begin - time.monotonic()))
+    while time.monotonic() < end:
+        take_round()
+        rounds += 1
+    return rounds / (time.monotonic() - begin)
+
+
+@contextmanager
+def slowed(pid: int) -> Iterator[None]:
+    """Within the block the process runs for a third of the time."""
+    over = threading.Event()
+
+    def stop_and_go() -> None:
+        with suppress(ProcessLookupError):
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                over.wait(0.02)
+                os.kill(pid, signal.SIGCONT)
+                over.wait(0.01)
+
+    thread = threading.Thread(target=stop_and_go)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def capacity(slow: bool = False) -> float:
+    """Returns the seconds of a round if the plain loops of all cores shared it. With ``slow`` one is slowed."""
+    begin = time.monotonic() + STARTING
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.perf.runtime", "--loop", str(begin), str(begin + SPAN)]
+    cores = range(len(os.sched_getaffinity(0)))
+    loops = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in cores]
+    with slowed(loops[0].pid) if slow else nullcontext():
+        return 1 / sum(float(loop.communicate()[0]) for loop in loops)
 
 
 def vectorized_loop(rounds: int) -> list[float]:
@@ -163,17 +220,29 @@ def pss(launcher: psutil.Process) -> int:
     return sum(p.memory_full_info().pss for p in ranks)
 
 
-def watch(command: list[str], ready: Path, stderr: int | None = None) -> dict[str, float]:
+def first_worker(launcher: psutil.Process) -> int:
+    """Returns the process of rank 1: its doorbell says so."""
+    ranks = launcher.children(recursive=True)
+    return next(p.pid for p in ranks if any(str(c.laddr).endswith("-1") for c in p.net_connections("unix")))
+
+
+def watch(command: list[str], ready: Path, stderr: int | None = None, slow: bool = False) -> dict[str, float]:
     """Runs ``command``. Returns when it began and ended, its exit status, and the largest PSS seen, in GB.
 
-    Memory is looked at once ``ready`` is there.
+    Once ``ready`` is there memory is looked at and, with ``slow``, one worker is slowed.
     """
     begin, peak = time.monotonic(), 0
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr) as job:
+    with (
+        ExitStack() as stack,
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr) as job,
+    ):
         process = psutil.Process(job.pid)
         while job.poll() is None:
-            time.sleep(0.5)
+            time.sleep(0.1 if slow else 0.5)
             if ready.exists():
+                if slow:
+                    stack.enter_context(slowed(first_worker(process)))
+                    slow = False
                 try:
                     peak = max(peak, pss(process))
                 except psutil.Error:  # a rank has just left
@@ -181,19 +250,19 @@ def watch(command: list[str], ready: Path, stderr: int | None = None) -> dict[st
     return {"begin": begin, "end": time.monotonic(), "status": job.returncode, "pss": peak / 1e9}
 
 
-def this_runtime(ranks: int, rounds: int, folder: Path) -> dict[str, float]:
+def this_runtime(ranks: int, rounds: int, folder: Path, slow: bool = False) -> dict[str, float]:
     samples = folder / "samples.npz"
     if not samples.exists():
         # 70 % of a client's samples are its training split.
         n = round(SAMPLES * CLIENTS / 0.7)
         x, y = zip(*(digits(client) for client in range(-(-n // SAMPLES))), strict=True)
         np.savez(samples, x=np.concatenate(x)[:n], y=np.concatenate(y)[:n])
-    out = folder / f"np{ranks}"
+    out = folder / f"np{ranks}{'-slow' * slow}"
     options = f"--algo fedavg --partition iid --rounds {rounds} --epochs 1 --batch-size {BATCH} --lr {LR}"
     command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--dataset", f"npz:{samples}"]
     command += [*options.split(), "--clip-norm", str(CLIP), "--eval-every", "0", "--checkpoint-every", "0"]
     run = out / "samples-iid" / "fedavg" / "seed0"
-    seen = watch([*command, "--out", str(out)], run / "rounds.csv")
+    seen = watch([*command, "--out", str(out)], run / "rounds.csv", slow=slow)
     summary = json.loads((run / "summary.json").read_text())
     return {
         "ready": summary["seconds"]["startup"],
@@ -246,33 +315,45 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="rounds of each job (default: 40)")
     parser.add_argument("--record", action="store_true", help=f"write the model's constants to {cost.RECORDED.name}")
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--loop", type=float, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     defer_packages()  # FedML's whole package imports with its own pins alone; its runtime does not need it
     if options.stock:
         stock_fedml(options.rounds, options.stock)
         return
+    if options.loop:
+        print(loop_until(*options.loop))
+        return
     loop = statistics.median(plain_loop(options.rounds))
     print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}")
     vectorized = statistics.median(vectorized_loop(options.rounds))
     print(f"its clients vectorized (torch.func.vmap): {vectorized * 1e3:.0f} ms a round, {vectorized / loop:.2f} ×\n")
-    print(f"{'':24} {'round':>9} {'× loop':>7} {'ready':>8} {'leaving':>8} {'PSS':>8}")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {f"this runtime, -np {n}": this_runtime(n, options.rounds, Path(folder)) for n in RANKS}
-        rows["stock FedML, -np 11"] = fedml_runtime(options.rounds, Path(folder))
-    for name, row in rows.items():
-        print(
-            f"{name:24} {row['round'] * 1e3:6.0f} ms {row['round'] / loop:7.2f} {row['ready']:6.1f} s "
-            f"{row['leaving']:6.1f} s {row['pss']:5.2f} GB"
-        )
+    print(f"{'':28} {'round':>9} {'× loop':>7} {'× capacity':>11} {'ready':>8} {'leaving':>8} {'PSS':>8}")
+    rows: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jobs = {f"this runtime, -np {n}": partial(this_runtime, n, options.rounds, folder) for n in RANKS}
+        slow = {f"slowed, -np {n}": partial(this_runtime, n, options.rounds, folder, slow=True) for n in SLOWED}
+        stock = {f"stock FedML, -np {CLIENTS + 1}": partial(fedml_runtime, options.rounds, folder)}
+        before = {kind: capacity(slow=kind) for kind in (False, True)}
+        for name, job in (jobs | slow | stock).items():
+            rows[name] = row = job()
+            after = capacity(slow=name in slow)
+            there, before[name in slow] = (before[name in slow] + after) / 2, after
+            print(
+                f"{name:28} {row['round'] * 1e3:6.0f} ms {row['round'] / loop:7.2f} {row['round'] / there:11.2f} "
+                f"{row['ready']:6.1f} s {row['leaving']:6.1f} s {row['pss']:5.2f} GB",
+                flush=True,
+            )
     again = statistics.median(plain_loop(options.rounds))
     print(f"\nplain loop again: {again * 1e3:.0f} ms a round (how steady this machine was)")
 
-    here, stock = messages(), messages("--stock")
+    here, theirs_too = messages(), messages("--stock")
     print(f"\nto {CLIENTS} ranks and back    {'here':>9} {'FedML':>9}")
     for n in PARAMETERS:
-        ours, theirs = here["seconds"][n], stock["seconds"][n]
+        ours, theirs = here["seconds"][n], theirs_too["seconds"][n]
         print(f"{n:>12,} parameters {ours * 1e3:6.0f} ms {theirs * 1e3:6.0f} ms {theirs / ours:5.1f} ×")
-    print(f"{CLIENTS} waiting ranks, of a core {here['idle']:7.1%} {stock['idle']:9.1%}")
+    print(f"{CLIENTS} waiting ranks, of a core {here['idle']:7.1%} {theirs_too['idle']:9.1%}")
 
     by_method, cores = methods(), len(os.sched_getaffinity(0))
     seconds = {n - 1: rows[f"this runtime, -np {n}"]["round"] for n in RANKS}
