@@ -4,6 +4,7 @@
 #   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 6 rounds;
 #                                  docs/compatibility.md
 #   ./run_all.sh --paper           each suite paper-*.yaml whose data can be had, then docs/paper.md's tables; hours
+#   ./run_all.sh --frontier        methods over their sizes, bits and codecs, 93 runs; then what a megabyte buys
 #   ./run_all.sh --quick           five methods, one seed, one partition, 10 rounds: under three minutes on two cores
 # Each is a suite, benchmarks/suites/*.yaml. Anything else on the command line goes to benchmarks/run.py, e.g. --out
 # elsewhere, and leaves docs/ as it is. A job that was stopped goes on. RANKS: processes in the group (default: one
@@ -26,7 +27,7 @@ if [ "${1:-}" = --paper ]; then
   exit
 fi
 suite=full out=()
-case "${1:-}" in --quick | --compatibility | --paper-*) suite=${1#--} && shift ;; esac
+case "${1:-}" in --quick | --compatibility | --frontier | --paper-*) suite=${1#--} && shift ;; esac
 if [ $# -eq 0 ]; then
   case $suite in
   full) out+=(--command ./run_all.sh --page docs/results.md) ;;
@@ -40,3 +41,4 @@ for word; do
 done
 mpirun -np "${RANKS:-$(($(nproc) + 1))}" python benchmarks/run.py --suite "$suite" "$@"
 python benchmarks/report.py --suite "$suite" "${out[@]}"
+if [ "$suite" = frontier ] && [ ${#out[@]} = 0 ]; then python -m benchmarks.analysis.frontier runs/frontier; fi

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext
-from benchmarks.federation import options
+from benchmarks.federation import command_line, options
 from benchmarks.federation.registry import METHODS, build_trainer
 from benchmarks.federation.summary import digest
 from data_partitions import open_store
@@ -138,7 +138,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_pooled_trains_one_model_on_everybody_s_samples(alone: Path) -> None:
     words = ["--algo", "pooled", *JOB, "--out", str(alone)]
-    (settings,) = options.settings_of(options.parser().parse_args(words))
+    (settings,) = options.settings_of(command_line.parser().parse_args(words))
     with open_store(next((alone / "data").rglob("*clients3*.h5"))) as store:
         trainer = build_trainer(settings, store)
         parts = [store.samples(client, "train") for client in range(3)]
