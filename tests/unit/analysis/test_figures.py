@@ -16,7 +16,7 @@ from benchmarks.analysis.plots.accuracy_per_client import ACCURACY_PER_CLIENT
 from benchmarks.analysis.plots.accuracy_vs_parameters import ACCURACY_VS_PARAMETERS
 from benchmarks.analysis.plots.plot import GREY, STYLE, Drawn, Plot, choose_looks, short
 from benchmarks.styles import KNOWN, style_of
-from tests.unit.analysis.test_report import record
+from tests.unit.analysis.recorded import record
 
 HOSTILE = ("<script>alert(1)</script>", "$x_1$ [bold]", "n" * 90)
 

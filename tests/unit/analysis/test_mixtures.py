@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.analysis.compare import compare
 from benchmarks.analysis.load import load
-from tests.unit.analysis.test_report import record
+from tests.unit.analysis.recorded import record
 
 THREE = [(0.1, 0.1), (0.2, 0.2), (0.4, 0.6)]
 

@@ -11,7 +11,7 @@ from benchmarks.analysis.compare import compare
 from benchmarks.analysis.load import load
 from benchmarks.analysis.page import number, write
 from benchmarks.analysis.tables import wording
-from tests.unit.analysis.test_report import record
+from tests.unit.analysis.recorded import record
 
 CHROMIUM = "/usr/bin/chromium"
 WILD = r"<script>alert(1)</script> $$x$$ \(y\) [bold]"
@@ -38,7 +38,7 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four methods on two seeds, two clients, two rounds; test_report.record says what is sent."""
+    """Four methods on two seeds, two clients, two rounds; recorded.record says what is sent."""
     out = tmp_path_factory.mktemp("runs")
     for seed in range(2):
         record(out, "fedavg", seed, [(0.4, 0.6), (0.70 + 0.02 * seed, 0.80 + 0.02 * seed)])

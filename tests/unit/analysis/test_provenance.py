@@ -10,7 +10,7 @@ from benchmarks.analysis.compare import compare
 from benchmarks.analysis.load import load
 from benchmarks.analysis.provenance import boxed
 from benchmarks.analysis.tables import wording_of_work
-from tests.unit.analysis.test_report import record
+from tests.unit.analysis.recorded import record
 
 MACHINE = {"system": "Linux", "processor": "X", "cores": 4, "memory": 8_000_000_000}
 TUNING = {"command": "python benchmarks/tune.py", "partitions": ["iid"], "seeds": [100, 101], "rounds": 10, "trials": 6}

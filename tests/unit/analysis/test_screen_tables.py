@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from benchmarks.analysis.page import fit, screen_table
-from tests.unit.analysis.test_report import record, run_report
+from tests.unit.analysis.recorded import record, run_report
 
 WORDS = st.text("0123456789.± M", min_size=1, max_size=14)
 

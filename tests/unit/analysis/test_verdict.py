@@ -8,7 +8,7 @@ import pytest
 from benchmarks.analysis.compare import compare
 from benchmarks.analysis.load import load
 from benchmarks.analysis.verdict import verdict
-from tests.unit.analysis.test_report import record
+from tests.unit.analysis.recorded import record
 
 SENT = {"pfedpara": 25, "local": 0}
 TRAINED = {"pfedpara", "local"}
