@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from benchmarks.analysis.load import EndedRun, ReportError
-from benchmarks.analysis.statistics import reached_alone, tabulate
+from benchmarks.analysis.statistics import FEWEST, reached_alone, tabulate
 from benchmarks.federation.compress import NONE
 from benchmarks.federation.recorder import whose
 
@@ -62,8 +62,8 @@ def take_notes(ended: dict[str, list[EndedRun]], finished: dict[str, list[EndedR
                 notes.append(f"{algo}, seed {run.summary['seed']}, diverged ({place}): {d['reason']}.")
     if uncounted := [algo for algo, runs in finished.items() if any("traffic_to_model" not in r.summary for r in runs)]:
         notes.append(f"Run again to count what is sent up to the model, older runs did not: {', '.join(uncounted)}.")
-    if single := [algo for algo, runs in finished.items() if len(runs) == 1]:
-        notes.append(f"One seed, so no interval: {', '.join(single)}.")
+    if few := [algo for algo, runs in finished.items() if 0 < len(runs) < FEWEST]:
+        notes.append(f"Fewer than {FEWEST} seeds, so no interval: {', '.join(few)}.")
     seeds: dict[str, list[str]] = {}
     for algo, runs in finished.items():
         if runs:
@@ -77,7 +77,7 @@ def take_notes(ended: dict[str, list[EndedRun]], finished: dict[str, list[EndedR
         contents.setdefault(seed, set()).add(content)
     if split := [str(seed) for seed, found in contents.items() if len(found) > 1]:
         notes.append(f"With seed {', '.join(split)} the methods used different partitions: they do not compare.")
-    if len({content for _, content in partitions}) > 1:
+    if len({content for _, content in partitions}) > 1 and any(len(runs) >= FEWEST for runs in finished.values()):
         notes.append("Seeds used different partitions, so an interval covers the draw of the partition as well.")
     return notes
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from bokeh.plotting import figure
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.load import EndedRun
 from benchmarks.analysis.plots.plot import Looks
-from benchmarks.analysis.statistics import differences_to_local, half_intervals
+from benchmarks.analysis.statistics import align, differences_to_local, half_intervals
 from benchmarks.analysis.tables import seconds_of_rounds
 from benchmarks.federation.metrics import METRICS
 from benchmarks.terminal import printable
@@ -92,8 +91,8 @@ def curves(comparison: Comparison, method: str, runs: list[EndedRun], points: in
     """Returns the method's rounds, at most ``points`` of those that all runs have, and for them the means over runs: x
     by axis, y by choice, and half, the half width of its 95 % interval. What one run lacks is missing.
     """
-    tables = [run.rounds.set_index("round") for run in runs]
-    common = reduce(pd.Index.intersection, [table.index for table in tables])
+    tables = align(runs)
+    common = tables[0].index
     kept = common[np.unique(np.linspace(0, len(common) - 1, min(points, len(common))).round().astype(int))]
     tables = [table.loc[kept] for table in tables]
     rounds = kept.to_numpy(float)
@@ -236,7 +235,7 @@ def plots() -> str:
             "bands": "x y color alpha",
             "points": "x y color marker size alpha method round value at",
             "front": "x y",
-            "labels": "x y text alpha",
+            "labels": "x y text alpha down",
             "dots": "x y color marker alpha method value",
             "means": "x y",
         }.items()
@@ -258,7 +257,7 @@ def plots() -> str:
             "text",
             source=sources["labels"],
             x_offset=9,
-            y_offset=5,
+            y_offset="down",
             text_color=TEXT,
             alpha="alpha",
             text_font_size="13px",

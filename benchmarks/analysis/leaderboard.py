@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import friedmanchisquare, rankdata, studentized_range
+import scipy  # which imports its parts when they are needed: one comparison needs no test
 
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.tables import NONE, percent
@@ -51,7 +51,7 @@ class Leaderboard(NamedTuple):
 
 def critical_difference(methods: int, comparisons: int) -> float:
     """Returns q √(k (k + 1) / 6N), q the Studentized range's quantile at infinite degrees of freedom over √2."""
-    quantile = studentized_range.ppf(1 - LEVEL, methods, np.inf) / math.sqrt(2)
+    quantile = scipy.stats.studentized_range.ppf(1 - LEVEL, methods, np.inf) / math.sqrt(2)
     return float(quantile * math.sqrt(methods * (methods + 1) / (6 * comparisons)))
 
 
@@ -84,12 +84,12 @@ def rank(comparisons: list[Comparison]) -> Leaderboard | None:
     full = scores.drop(index=list(missing))
     if len(tables) < 2 or len(full) < 2:
         return None
-    ranks = full.apply(lambda column: rankdata(-column.round(3).fillna(-1)))
+    ranks = full.apply(lambda column: scipy.stats.rankdata(-column.round(3).fillna(-1)))
     p_value = difference = math.nan
     groups: list[list[str]] = []
     average = ranks.mean(axis=1).sort_values(kind="stable")
     if len(full) > 2 and (ranks.nunique() > 1).any():
-        p_value = float(friedmanchisquare(*ranks.to_numpy()).pvalue)
+        p_value = float(scipy.stats.friedmanchisquare(*ranks.to_numpy()).pvalue)
         difference = critical_difference(*ranks.shape)
         groups = find_groups(average, difference) if p_value < LEVEL else [list(average.index)]
     order = [*average.index, *sorted(missing)]

@@ -136,7 +136,7 @@ def _load_rounds(path: Path) -> pd.DataFrame:
     strict = [*needed, "parameters_to_model"]
     known = {*strict, "bytes_up", "bytes_down", "bytes_to_model", *FURTHER}
     try:
-        text = pd.read_csv(path, usecols=lambda name: name in known, dtype=str, skip_blank_lines=False)
+        text = pd.read_csv(path, usecols=lambda name: name in known, skip_blank_lines=False)
         rounds = pd.DataFrame({name: pd.to_numeric(text[name], errors="coerce") for name in needed.union(text)})
     except (OSError, ValueError, KeyError) as error:
         raise ReportError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

@@ -13,6 +13,20 @@ function frame(range, [start, end]) {
   Object.assign(range, {start, end, reset_start: start, reset_end: end});
 }
 
+// Moves names down that would cover one another: a line is 15 pixels high, a letter about 7 wide, a plot 400 high.
+function spread(names, {log, range: [start, end]}, heights, width) {
+  const share = log ? x => Math.log(x / start) / Math.log(end / start) : x => (x - start) / (end - start), placed = [];
+  for (const name of [...names].sort((a, b) => b.y - a.y)) {
+    const left = share(name.x) * width, right = left + 7 * name.text.length;
+    const wanted = (heights[1] - name.y) / (heights[1] - heights[0]) * 400;
+    const near = placed.filter(other => left < other.right && other.left < right).sort((a, b) => a.y - b.y);
+    const y = near.reduce((y, other) => Math.abs(y - other.y) < 15 ? other.y + 15 : y, wanted);
+    placed.push({left, right, y});
+    name.down = 5 + y - wanted;
+  }
+  return names;
+}
+
 function drawCurves(store, methods, models, look) {
   const {axis: key, choice: name} = look, axis = store.axes[key], choice = store.choices[name], all = store.methods;
   const known = methods.filter(m => m.x[key] && m.y[name]), few = known.length <= 8;
@@ -30,7 +44,8 @@ function drawCurves(store, methods, models, look) {
   })));
   const front = store.fronts[key][name].map(number => all[number]), ends = front.map(m => at(m, -1));
   fill(models.front, ends.length ? [...ends, {x: axis.range[1], y: ends.at(-1).y}] : []);
-  fill(models.labels, known.filter(m => look.pinned(m) || front.includes(m)).map(m => ({...at(m, -1), text: plain(m.name)})));
+  const named = known.filter(m => look.pinned(m) || front.includes(m)).map(m => ({...at(m, -1), text: plain(m.name)}));
+  fill(models.labels, spread(named, axis, choice.range, look.width));
   frame(models.heights, choice.range);
   for (const kind of ["linear", "log"]) {
     const plot = models[kind];
@@ -113,7 +128,7 @@ function start(section) {
     const ink = getComputedStyle(section).color, pinned = m => pins.has(m.name);
     const of = m => ({color: m.color === "#000000" ? ink : m.color, width: pinned(m) ? 4 : 2,
       alpha: pins.size && !pinned(m) ? 0.2 : 1});
-    const look = {axis: form.axis.value, choice: form.choice.value, of, pinned};
+    const look = {axis: form.axis.value, choice: form.choice.value, of, pinned, width: target.clientWidth - 80};
     const draw = form.view.value === "clients" ? drawClients : drawCurves;
     caption.textContent = draw(store, store.methods.filter(m => shows(m.name)), models, look);
     target.ariaLabel = caption.textContent;

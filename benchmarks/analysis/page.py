@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from importlib import import_module
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def write(
 
 def draw(comparisons: list[Comparison], out: Path, looks: Looks, width: float) -> list[list[Picture]]:
     """Draws the plots of each comparison into ``out``, in two processes: drawing takes most of a report's time."""
+    for backend in ("agg", "pdf", "svg"):  # here, and not in each process
+        import_module(f"matplotlib.backends.backend_{backend}")
     fork = "fork" if "fork" in get_all_start_methods() else None  # nothing is imported again
     with ProcessPoolExecutor(2, get_context(fork)) as pool:
         jobs = [

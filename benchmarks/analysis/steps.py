@@ -3,7 +3,7 @@
     python -m benchmarks.analysis.steps runs/study-mnist5k runs/study-digits runs/study-unipen --picture head.png
 
 It reads the runs of the suites study-*.yaml. A difference is in points, the mean over the seeds that both have, with
-the 95 % interval of the mean (Student's t).
+the 95 % interval of the mean (Student's t) from three seeds on.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.analysis.load import EndedRun, load
 from benchmarks.analysis.statistics import half_interval
+from benchmarks.analysis.tables import with_half
 
 DENSE = "pfedpara-dense-classifier"
 STEPS = {
@@ -51,8 +52,7 @@ def words(values: list[float], sign: str = "") -> str:
     """Returns the mean of fractions in percent, with its interval."""
     if not values:
         return "–"
-    half = 100 * half_interval(values)
-    return f"{100 * np.mean(values):{sign}.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}")
+    return with_half(f"{100 * np.mean(values):{sign}.1f}", half_interval(values))
 
 
 def forms(runs: Runs) -> str:

@@ -1,6 +1,6 @@
 """The tables as a person reads them, and what their columns mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,13 @@ from matplotlib.ticker import EngFormatter
 
 from benchmarks.analysis import TARGET
 from benchmarks.analysis.compare import Comparison, arrange
-from benchmarks.analysis.statistics import REFERENCE
+from benchmarks.analysis.statistics import FEWEST, REFERENCE
 from benchmarks.federation.metrics import recorded_metrics
 from benchmarks.perf import cost
 
 LEGEND = (
     "Accuracy: each client's own model on its own test split after the last round, mean over clients; "
-    "± the 95 % interval of the mean over seeds (Student's t).",
+    f"± the 95 % interval of the mean over seeds (Student's t), from {FEWEST} seeds on.",
     f"Difference to {REFERENCE}: in points, on the same partition and seed, ± the 95 % interval of the mean of these "
     "paired differences (Student's t).",
     "Worst decile: mean over the worst tenth of the clients.",
@@ -65,10 +65,13 @@ def megabytes(count: float) -> str:
     return NONE if np.isnan(count) else f"{count / 1e6:,.0f}"
 
 
+def with_half(mean: str, half: float, show: Callable[[float], str] = percent) -> str:
+    """Returns the ``mean`` with half the width of its interval as ``show`` words it; alone where that is NaN."""
+    return mean if np.isnan(half) else f"{mean} ± {show(half)}"
+
+
 def difference(fraction: float, half: float) -> str:
-    if np.isnan(fraction):
-        return NONE
-    return f"{100 * fraction:+.1f}" + ("" if np.isnan(half) else f" ± {percent(half)}")
+    return NONE if np.isnan(fraction) else with_half(f"{100 * fraction:+.1f}", half)
 
 
 def wording(comparison: Comparison) -> pd.DataFrame:
@@ -81,7 +84,7 @@ def wording(comparison: Comparison) -> pd.DataFrame:
             {
                 "method": row.method,
                 "seeds": f"{row.seeds}/{row.seeds + row.diverged}" if row.diverged else row.seeds,
-                "accuracy %": accuracy if np.isnan(row.half_interval) else f"{accuracy} ± {percent(row.half_interval)}",
+                "accuracy %": with_half(accuracy, row.half_interval),
                 f"difference to {REFERENCE}": difference(row.difference, row.half_interval_of_difference),
                 "worst decile %": percent(row.worst_decile),
                 "clients below local %": percent(row.below_local),
@@ -110,8 +113,8 @@ def wording_of_grid(comparison: Comparison) -> pd.DataFrame:
             cell = NONE
             if method := found.get((optimizer, weights, up, down)):
                 figures = comparison.table.loc[method]
-                half = "" if np.isnan(figures["half_interval"]) else f" ± {percent(figures['half_interval'])}"
-                cell = f"{percent(figures['accuracy'])}{half} ({megabytes(figures['bytes'])} MB)"
+                accuracy = with_half(percent(figures["accuracy"]), figures["half_interval"])
+                cell = f"{accuracy} ({megabytes(figures['bytes'])} MB)"
             way_up, way_down = (f"{form} bits" if form.isdigit() else form for form in (up, down))
             row[f"{weights}, {way_up}" + (f" up, {way_down} down" if down != "32" else "")] = cell
         rows.append(row)
@@ -126,7 +129,7 @@ def wording_of_metrics(comparison: Comparison) -> pd.DataFrame:
         if metric.name != "accuracy" and table[metric.name].notna().any():
             halves = table[f"half_interval_of_{metric.name}"]
             words[metric.label] = [
-                NONE if np.isnan(mean) else metric.show(mean) + ("" if np.isnan(half) else f" ± {metric.show(half)}")
+                NONE if np.isnan(mean) else with_half(metric.show(mean), half, metric.show)
                 for mean, half in zip(table[metric.name], halves, strict=True)
             ]
     return pd.DataFrame(words if len(words) > 1 else {})

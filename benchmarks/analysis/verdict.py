@@ -8,15 +8,12 @@ import numpy as np
 
 from benchmarks.analysis.compare import Comparison
 from benchmarks.analysis.load import EndedRun
-from benchmarks.analysis.statistics import REFERENCE, half_interval, paired_differences
-from benchmarks.analysis.tables import percent
-
-FEWEST = 3
-"""Seeds from which on it is said who leads: with two, an interval reaches 12.7 standard errors to either side."""
+from benchmarks.analysis.statistics import FEWEST, REFERENCE, half_interval, paired_differences
+from benchmarks.analysis.tables import percent, with_half
 
 
 class Gap(NamedTuple):
-    """The mean of paired differences in accuracy, a fraction, and half its 95 % interval: NaN for a single pair."""
+    """The mean of paired differences in accuracy, a fraction, and half its 95 % interval, NaN below FEWEST pairs."""
 
     mean: float
     half: float
@@ -28,7 +25,7 @@ class Gap(NamedTuple):
 
     @property
     def words(self) -> str:
-        return percent(abs(self.mean)) + ("" if np.isnan(self.half) else f" ± {percent(self.half)}") + " points"
+        return f"{with_half(percent(abs(self.mean)), self.half)} points"
 
 
 def gap(ours: list[EndedRun], theirs: list[EndedRun]) -> Gap:

@@ -15,7 +15,10 @@ def test_what_makes_rows_unlike_is_noted(tmp_path):
     record(tmp_path, "fedavg", 1, [(0.4, 0.6)], sha="one")
     record(tmp_path, "local", 0, [(0.4, 0.6)], sha="one")
     (comparison,) = compare(load([tmp_path]))
-    assert comparison.notes == ["One seed, so no interval: local.", "Different seeds: 0 1 (fedavg); 0 (local)."]
+    assert comparison.notes == [
+        "Fewer than 3 seeds, so no interval: fedavg, local.",
+        "Different seeds: 0 1 (fedavg); 0 (local).",
+    ]
 
 
 def test_runs_under_other_conditions_are_another_comparison(tmp_path, monkeypatch, capsys):

@@ -103,7 +103,7 @@ def test_each_client_is_a_mark(three: Comparison) -> None:
 def test_one_seed_has_no_band_and_no_word_of_one(sixty: Comparison) -> None:
     few = sixty._replace(runs=dict(list(sixty.runs.items())[:3]))
     caption = draw(ACCURACY_VS_PARAMETERS, few).caption
-    assert "one seed, so no band" in caption
+    assert "fewer than 3 seeds, so no band" in caption
     assert "interval" not in caption
 
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.analysis import steps
 from benchmarks.federation.recorder import Recorder, Totals, summarize_figures
 from tests.support import figures_of
@@ -21,14 +19,14 @@ def record(out: Path, label: str, seed: int, accuracy: float, received: float) -
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
-    """Of seeds 0 and 1: 2 and 4 points after training, 1 and 1 as received; t(0.975, 1) = 12.706."""
-    for seed, gain in ((0, 0.02), (1, 0.04)):
+    """Of seeds 0 to 2: 2, 3 and 4 points after training, 1 each as received; t(0.975, 2) = 4.303."""
+    for seed, gain in ((0, 0.02), (1, 0.03), (2, 0.04)):
         record(tmp_path, "pfedpara", seed, 0.5 + seed / 10, 0.4)
         record(tmp_path, steps.DENSE, seed, 0.5 + seed / 10 + gain, 0.41)
-    record(tmp_path, steps.DENSE, 2, 0.9, 0.9)
+    record(tmp_path, steps.DENSE, 3, 0.91, 0.91)
     runs = steps.by_label(tmp_path)
     after, received = (steps.steps({"d": runs}, value).splitlines()[2:] for value in steps.FIGURES.values())
-    assert after[0] == f"| a dense head | +3.0 ± {12.706 * np.std([2, 4], ddof=1) / 2**0.5:.1f} (2) |"
-    assert received[0] == "| a dense head | +1.0 ± 0.0 (2) |"
+    assert after[0] == f"| a dense head | +3.0 ± {4.303 / 3**0.5:.1f} (3) |"
+    assert received[0] == "| a dense head | +1.0 ± 0.0 (3) |"
     assert after[1].endswith("| – (0) |")
-    assert f"| `{steps.DENSE}` | 3 | 7,000 | 68.7" in steps.forms(runs)
+    assert f"| `{steps.DENSE}` | 4 | 7,000 | 70.0 ± " in steps.forms(runs)

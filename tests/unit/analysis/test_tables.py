@@ -22,9 +22,9 @@ PROSE = ("index.html", "table.md")
 def test_half_interval_by_hand():
     # Mean 0.82, sample deviation 0.02, t(0.975; 2) = 4.302653.
     assert half_interval([0.80, 0.82, 0.84]) == pytest.approx(4.302653 * 0.02 / np.sqrt(3), rel=1e-6)
-    # Sample deviation 0.1 / √2, t(0.975; 1) = 12.706205.
-    assert half_interval([0.5, 0.6]) == pytest.approx(12.706205 * 0.05, rel=1e-6)
-    assert np.isnan(half_interval([0.5]))
+    # Mean 0.5, deviations ±0.1 and ±0.2: sample deviation √(0.1 / 3), t(0.975; 3) = 3.182446.
+    assert half_interval([0.3, 0.4, 0.6, 0.7]) == pytest.approx(3.182446 * np.sqrt(0.1 / 3) / 2, rel=1e-6)
+    assert np.isnan([half_interval([0.5, 0.6]), half_interval([0.5])]).all()  # too few, as the report says
 
 
 def test_table_by_hand(runs):
@@ -163,7 +163,7 @@ def test_a_method_alone_has_dashes_where_there_is_nothing_to_compare_with(tmp_pa
         "MB sent": "0",
         "sent to reach 47.5 %": "140",
     }
-    assert comparison.notes == ["One seed, so no interval: fedper."]
+    assert comparison.notes == ["Fewer than 3 seeds, so no interval: fedper."]
 
 
 def test_differences_are_paired_by_seed_and_partition(tmp_path):
@@ -189,7 +189,7 @@ def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, ca
             setting["label"] = optimizer + suffix
             record(tmp_path / f"{weights}{bits}{down}", optimizer, seed, [(accuracy, accuracy)], sent=sent, **setting)
 
-    cell("fedavg", "dense", "32", 10**6, 0.8, 0.84)
+    cell("fedavg", "dense", "32", 10**6, 0.80, 0.82, 0.84)
     cell("fedavg", "dense", "8", 10**6, 0.7)
     cell("fedavg", "dense", "8", 10**6, 0.55, down="4")
     cell("fedavg", "fedpara", "32", 10**5, 0.6)
@@ -207,7 +207,7 @@ def test_grid_sets_optimizers_against_weights_and_bits(tmp_path, monkeypatch, ca
     ]
     assert rows[2:4] == [
         ["fedadam", "–", "–", "–", "50.0 (2 MB)", "–"],  # one round, two clients, up and down, four bytes
-        ["fedavg", "82.0 ± 25.4 (16 MB)", "70.0 (16 MB)", "55.0 (16 MB)", "–", "60.0 (2 MB)"],
+        ["fedavg", "82.0 ± 5.0 (16 MB)", "70.0 (16 MB)", "55.0 (16 MB)", "–", "60.0 (2 MB)"],
     ]
     assert "    ./run_all.sh --compatibility" in lines[: lines.index("| optimizer | " + " | ".join(rows[0][1:]) + " |")]
     assert "fedavg" in shown
