@@ -12,6 +12,10 @@ from benchmarks.analysis.statistics import FEWEST, REFERENCE, half_interval, pai
 from benchmarks.analysis.tables import percent, with_half
 
 
+MOST = 8
+"""Names that a sentence lists."""
+
+
 class Gap(NamedTuple):
     """The mean of paired differences in accuracy, a fraction, and half its 95 % interval, NaN below FEWEST pairs."""
 
@@ -34,7 +38,13 @@ def gap(ours: list[EndedRun], theirs: list[EndedRun]) -> Gap:
     return Gap(float(np.mean(differences)), half_interval(differences))
 
 
+def shorten(names: list[str]) -> list[str]:
+    """Returns the names, or where they are too many, the first of them and how many others there are."""
+    return names if len(names) <= MOST else [*names[: MOST - 2], f"{len(names) - MOST + 2} others"]
+
+
 def listed(names: list[str]) -> str:
+    names = shorten(names)
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -53,7 +63,7 @@ def verdict(comparison: Comparison) -> str:
     if len(most) < FEWEST:
         means = [f"{method} ({percent(comparison.table.loc[method, 'accuracy'])} %)" for method in runs]
         count = "one seed is" if len(most) == 1 else "two seeds are"
-        found = f"On {place}, by mean accuracy: {', '.join(means)}; {count} too few for intervals, or to say who leads."
+        found = f"On {place}, by mean accuracy: {', '.join(shorten(means))}; {count} too few for intervals, or to say who leads."
     else:
         found = f"On {place}, {_ranking(comparison, runs)}."
     if others := [method for method in comparison.runs if method not in runs]:

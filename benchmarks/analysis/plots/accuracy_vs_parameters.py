@@ -17,7 +17,7 @@ from benchmarks.analysis.tables import percent
 from benchmarks.styles import Style
 from benchmarks.terminal import printable
 
-TARGET: dict[str, Any] = {"color": "#777777", "linewidth": 0.8, "linestyle": ":", "zorder": 1.2}
+TARGET_LINE: dict[str, Any] = {"color": "#777777", "linewidth": 0.8, "linestyle": ":", "zorder": 1.2}
 """How the target is drawn."""
 
 
@@ -121,7 +121,7 @@ def draw(comparison: Comparison, looks: Looks, width: float) -> Drawn:
             draw_others(axes, [curve for other, curve in curves.items() if other != method])
             draw_curve(axes, curves[method], looks[method], "")
             axes.set_title(f"{short(method, room)}{gap}{finals[method]}", fontsize=7)
-            axes.axhline(comparison.target, **TARGET)
+            axes.axhline(comparison.target, **TARGET_LINE)
             axes.tick_params(labelbottom=place + columns >= len(colored))
         set_axes(panels[0], comparison, curves.values(), 3)  # they share them
         for axes in panels[len(colored) :]:
@@ -136,7 +136,7 @@ def draw(comparison: Comparison, looks: Looks, width: float) -> Drawn:
         draw_others(axes, [curve for method, curve in curves.items() if method not in colored])
         for method in colored:
             draw_curve(axes, curves[method], looks[method], f"{short(method)}  {finals[method]}")
-        axes.axhline(comparison.target, **TARGET)
+        axes.axhline(comparison.target, **TARGET_LINE)
         set_axes(axes, comparison, curves.values(), 4 if narrow else 6)
         axes.set(xlabel=sent, ylabel=reached)
         columns = 2 if narrow and max(map(len, colored), default=0) < 14 else 1

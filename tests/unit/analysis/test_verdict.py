@@ -76,6 +76,13 @@ def test_who_leads(tmp_path: Path, accuracies: dict[str, tuple[float, ...]], sen
     assert said(tmp_path, accuracies) == f"On dirichlet:0.5, {sentence}"
 
 
+def test_a_sentence_names_eight_methods_at_most(tmp_path: Path) -> None:
+    accuracies = {f"m{n}": (0.9 - n / 100,) for n in range(9)}
+    means = ", ".join(f"m{n} ({90 - n}.0 %)" for n in range(6))
+    few = "one seed is too few for intervals, or to say who leads."
+    assert said(tmp_path, accuracies) == f"On dirichlet:0.5, by mean accuracy: {means}, 3 others; {few}"
+
+
 def test_methods_on_other_seeds_are_not_ranked(tmp_path: Path) -> None:
     accuracies = {"fedavg": (0.7, 0.7, 0.7), "fedper": (0.6, 0.6, 0.6), "ditto": (0.9, 0.9, 0.9)}
     assert said(tmp_path, accuracies, {"ditto": 1}) == (
