@@ -11,7 +11,6 @@ from benchmarks.analysis.load import EndedRun
 from benchmarks.analysis.statistics import FEWEST, REFERENCE, half_interval, paired_differences
 from benchmarks.analysis.tables import percent, with_half
 
-
 MOST = 8
 """Names that a sentence lists."""
 
@@ -63,7 +62,8 @@ def verdict(comparison: Comparison) -> str:
     if len(most) < FEWEST:
         means = [f"{method} ({percent(comparison.table.loc[method, 'accuracy'])} %)" for method in runs]
         count = "one seed is" if len(most) == 1 else "two seeds are"
-        found = f"On {place}, by mean accuracy: {', '.join(shorten(means))}; {count} too few for intervals, or to say who leads."
+        order = ", ".join(shorten(means))
+        found = f"On {place}, by mean accuracy: {order}; {count} too few for intervals, or to say who leads."
     else:
         found = f"On {place}, {_ranking(comparison, runs)}."
     if others := [method for method in comparison.runs if method not in runs]:
