@@ -164,6 +164,18 @@ def vectorized_loop(rounds: int) -> list[float]:
     return timeit.repeat(take_round, number=1, repeat=rounds)
 
 
+def check_stock() -> None:
+    """Ends in a sentence where a package that FedML's own runtime imports, and ours does not, is missing."""
+    code = (
+        "from benchmarks.runtime.launch import defer_packages; defer_packages()\n"
+        "try: import fedml.simulation.mpi.fedavg.FedAvgAPI\n"
+        "except ModuleNotFoundError as error: print(error.name)"
+    )
+    tried = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if missing := tried.stdout.strip():
+        sys.exit(f"error: FedML's own runtime needs the package {missing}; pip install -r requirements-stock.txt")
+
+
 def stock_fedml(rounds: int, out: Path) -> None:
     """One rank of the same work under FedML's own MPI managers, trainer and all. Rank 0 writes its times to ``out``."""
     import logging
@@ -324,6 +336,7 @@ def main() -> None:
     if options.loop:
         print(loop_until(*options.loop))
         return
+    check_stock()
     loop = statistics.median(plain_loop(options.rounds))
     print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}")
     vectorized = statistics.median(vectorized_loop(options.rounds))

@@ -7,9 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
-from fedml.simulation.mpi.fedavg.FedAvgAPI import FedML_FedAvg_distributed
-from fedml.simulation.mpi.fedavg.FedAvgServerManager import FedAVGServerManager
+
+try:
+    from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
+    from fedml.simulation.mpi.fedavg.FedAvgAPI import FedML_FedAvg_distributed
+    from fedml.simulation.mpi.fedavg.FedAvgServerManager import FedAVGServerManager
+except ModuleNotFoundError as missing:
+    sentence = f"FedML's own runtime needs the package {missing.name}; pip install -r requirements-stock.txt"
+    raise ModuleNotFoundError(sentence) from None
 from mpi4py import MPI
 from safetensors.torch import save_file
 from torch import nn
