@@ -36,8 +36,8 @@ install() {
   local said
   if command -v uv >/dev/null; then
     said=$(uv pip install --quiet --python "$(command -v python)" "$@" 2>&1)
-  else
-    said=$(python -m pip install --quiet --disable-pip-version-check "$@" 2>&1)
+  else # pip would compile every module; Python compiles those that it imports
+    said=$(python -m pip install --quiet --no-compile --disable-pip-version-check "$@" 2>&1)
   fi && return
   if [[ $said =~ NewConnectionError|NameResolutionError|ProxyError|ConnectTimeout|"dns error"|"tcp connect error"|"timed out" ]]; then
     give_up "$lock could not be installed, since the package index does not answer; the same command tries again"
