@@ -22,6 +22,7 @@ METHODS = {
     "fedbabu": "baselines.fedbabu:FedBabuTrainer",
     "fedala": "baselines.fedala:FedAlaTrainer",
     "feddbe": "baselines.feddbe:FedDbeTrainer",
+    "fedluar": "baselines.fedluar:FedLuarTrainer",
     "pooled": "baselines.pooled:PooledTrainer",
     "per-fedavg": "baselines.per_fedavg:PerFedAvgTrainer",
     "fedbn": "baselines.fedbn:FedBNTrainer",

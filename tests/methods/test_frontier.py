@@ -14,7 +14,8 @@ from benchmarks.federation import command_line, options
 from benchmarks.federation.registry import METHODS, build_trainer
 from benchmarks.federation.summary import digest
 from data_partitions import open_store
-from pfedpara.streams import stream_state
+from pfedpara.streams import stream_seed, stream_state
+from tests.methods import test_personal
 from tests.methods.test_personal import (
     BATCH,
     EPOCHS,
@@ -121,11 +122,50 @@ def test_feddbe_is_its_algorithm() -> None:
         assert np.abs(bias[client]).max() > 1e-3
 
 
+def test_fedluar_is_its_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = 5
+    monkeypatch.setattr(test_personal, "ROUNDS", rounds)
+    network()
+    seed = int(torch.randint(1 << 62, ()))  # what the aggregator draws next
+    matrices = [slice(0, 12), slice(16, 28)]
+    w, recycled, seen = START, set(), []
+    updates, scores = [np.zeros(12), np.zeros(12)], np.zeros(2)
+    for number in range(rounds):
+        new = mean([sgd(w, epochs(client, number, EPOCHS)) for client in range(3)])
+        for place, where in enumerate(matrices):
+            if place in recycled:
+                new[where] = w[where] + updates[place]
+            else:
+                updates[place] = new[where] - w[where]
+                scores[place] = np.linalg.norm(updates[place]) / np.linalg.norm(w[where])
+        w = new
+        stream = np.random.default_rng(stream_seed("recycled layers", seed, number))
+        recycled = {int(stream.choice(2, 1, replace=False, p=1 / scores / (1 / scores).sum())[0])}
+        seen.append(recycled)
+    server, judged = federate("fedluar")
+    np.testing.assert_allclose(server[:-2], w, atol=1e-12)
+    np.testing.assert_allclose(judged[0], server)
+    assert [place for place in range(2) if server[-2 + place]] == sorted(recycled)
+    assert {0} in seen[:-1] or {1} in seen[:-1]
+
+
+def test_fedluar_leaves_what_the_server_names_out() -> None:
+    trainer = METHODS["fedluar"].build(network())
+    names = {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert trainer.changing(0).keys() == names
+    trainer.set_model_params(trainer.get_model_params() | {"recycled": torch.tensor([1.0, 0])})
+    assert trainer.changing(1).keys() == names - {"0.weight"}
+    trainer.fit(samples(0), RoundContext(0, 0, 1))
+    assert trainer.get_model_params().keys() == names - {"0.weight"}
+    with pytest.raises(ValueError, match="recycled_layers must be below the 2 weights that the model shares, got 2"):
+        METHODS["fedluar"].build(network(), recycled_layers=2)
+
+
 JOB = (
     *("--rounds", "3", "--clients", "3", "--clients-per-round", "2", "--fraction", "0.1", "--epochs", "1"),
     *("--batch-size", "16", "--eval-every", "0", "--checkpoint-every", "1"),
 )
-ALGOS = ("fedala", "feddbe", "pooled")
+ALGOS = ("fedala", "feddbe", "fedluar", "pooled")
 
 
 @pytest.fixture(scope="module")
