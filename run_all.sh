@@ -4,7 +4,7 @@
 #   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 6 rounds;
 #                                  docs/compatibility.md
 #   ./run_all.sh --paper           each suite paper-*.yaml whose data can be had, then docs/paper.md's tables; hours
-#   ./run_all.sh --frontier        methods over their sizes, bits and codecs, 93 runs; then what a megabyte buys
+#   ./run_all.sh --frontier        methods over their sizes, bits and codecs, 96 runs; then what a megabyte buys
 #   ./run_all.sh --quick           five methods, one seed, one partition, 10 rounds: under three minutes on two cores
 # Each is a suite, benchmarks/suites/*.yaml. Anything else on the command line goes to benchmarks/run.py, e.g. --out
 # elsewhere, and leaves docs/ as it is. A job that was stopped goes on. RANKS: processes in the group (default: one

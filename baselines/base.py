@@ -56,6 +56,7 @@ class Trainer(FedMLTrainer):
 
     hyper_class: ClassVar[type[Hyper]] = Hyper
     aggregator_class: ClassVar[type[Aggregator]] = Aggregator
+    adds_up: ClassVar[bool] = False  # whether clients add up what they receive, which rounding would let drift
     pools: ClassVar[bool] = False  # whether one client trains on the samples of all
 
     def __init__(self, model: nn.Module, hyper: Hyper) -> None:

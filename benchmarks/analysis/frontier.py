@@ -65,10 +65,13 @@ def points(methods: Mapping[str, Sequence[EndedRun]], target: float) -> list[Poi
 
 
 def on_front(found: Sequence[Point]) -> list[str]:
-    """Returns the methods that none beats with as little; ``found`` goes from the one that needs least."""
+    """Returns the methods that none beats with as little; ``found`` goes from the one that needs least.
+
+    Not ``pooled``: how the samples came to one place is not counted.
+    """
     best, front = -1.0, []
     for point in found:
-        if point.accuracy > best:
+        if point.accuracy > best and point.method != "pooled":
             best = point.accuracy
             front.append(point.method)
     return front

@@ -23,6 +23,7 @@ METHODS = {
     "fedala": "baselines.fedala:FedAlaTrainer",
     "feddbe": "baselines.feddbe:FedDbeTrainer",
     "fedluar": "baselines.fedluar:FedLuarTrainer",
+    "fedmud": "baselines.fedmud:FedMudTrainer",
     "pooled": "baselines.pooled:PooledTrainer",
     "per-fedavg": "baselines.per_fedavg:PerFedAvgTrainer",
     "fedbn": "baselines.fedbn:FedBNTrainer",

@@ -8,7 +8,7 @@ from baselines.base import Trainer
 from baselines.fedavg import FedAvgTrainer
 from benchmarks.federation import codec, names
 from benchmarks.federation.models import build_model
-from benchmarks.federation.settings import FACTORS, Settings
+from benchmarks.federation.settings import FACTORS, UNQUANTIZED, Settings
 from data_partitions import Store, plugins
 from pfedpara.streams import stream_state
 from pfedpara.trainer import Method
@@ -54,5 +54,9 @@ def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trai
     model = build_model(settings.model, store.input_shape, len(store.classes), store.mean, store.std, store.task)
     method = find_method(settings.algo, settings.parameterization)
     trainer = method.build(model.to(device), settings.dense, settings.alternate, **settings.hyper)
+    if trainer.adds_up and settings.quantize_down != UNQUANTIZED:
+        raise ValueError(
+            "--quantize-down: clients add up what they receive, and rounding would let them drift; leave it out"
+        )
     trainer.feedback = codec.feedback(trainer, settings.codec)
     return trainer

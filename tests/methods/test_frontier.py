@@ -33,7 +33,7 @@ from tests.methods.test_personal import (
     samples,
     sgd,
 )
-from tests.support import directory, refusal, run, same_findings, summary
+from tests.support import directory, refusal, rows, run, same_findings, summary
 
 torch.set_num_threads(1)
 
@@ -161,11 +161,75 @@ def test_fedluar_leaves_what_the_server_names_out() -> None:
         METHODS["fedluar"].build(network(), recycled_layers=2)
 
 
+def test_fedmud_is_its_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W1 (4, 3) at ρ = 0.5: r = ⌈0.25 · 12 / 4⌉ = 1 and k = 2, so that Δ is the first 12 of 16 products."""
+    rounds, magnitude = 3, 0.8
+    monkeypatch.setattr(test_personal, "ROUNDS", rounds)
+    network()
+    seed = int(torch.randint(1 << 62, ()))
+
+    def product(a: Vector, b: Vector) -> Vector:
+        return np.array([a[i, m] * b[j, n] for i in (0, 1) for j in (0, 1) for m in (0, 1) for n in (0, 1)])[:12]
+
+    def fixed(number: int) -> tuple[Vector, Vector]:
+        stream = np.random.default_rng(stream_seed("fixed factors", seed, number, 0))
+        first, second = (stream.uniform(-magnitude, magnitude, (1, 2, 2))[0] for _ in range(2))
+        return first, second
+
+    w = START  # W1 with its last update
+    for number in range(1, rounds + 1):
+        F, G = fixed(number)
+        sent = []
+        for client in range(3):
+            left, right, rest = np.zeros((2, 2)), np.zeros((2, 2)), w[12:]
+            for batch in (batch for epoch in epochs(client, number - 1, EPOCHS) for batch in epoch):
+                theta = np.concatenate([w[:12] + product(F, right) + product(left, G), rest])
+                slope = gradient(theta, batch)
+                S = np.concatenate([slope[:12], np.zeros(4)]).reshape(2, 2, 2, 2)  # i, j, m, n
+                left, right = (
+                    left - LR * np.einsum("ijmn,jn->im", S, G),
+                    right - LR * np.einsum("ijmn,im->jn", S, F),
+                )
+                rest = rest - LR * slope[12:]
+            sent.append(np.concatenate([left.ravel(), right.ravel(), rest]))
+        left, right, rest = np.split(mean(sent), [4, 8])
+        update = product(F, right.reshape(2, 2)) + product(left.reshape(2, 2), G)
+        w = np.concatenate([w[:12] + update, rest])
+    monkeypatch.setattr(test_personal, "flat", lambda model: flat_of_composed(model))
+    server, judged = federate("fedmud", ratio=0.5, magnitude=magnitude)
+    np.testing.assert_allclose(server, w, atol=1e-12)
+    np.testing.assert_allclose(judged[0], server, atol=1e-12)
+
+
+def flat_of_composed(model: torch.nn.Module) -> Vector:
+    tensors = [tensor for layer in (model[0], model[2]) for tensor in (layer.weight, layer.bias)]  # type: ignore[index]
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).numpy()
+
+
+def test_fedmud_sends_the_share_that_it_says(tmp_path: Path) -> None:
+    """The mlp's hidden weight has 200,704 numbers: r = 49, k = 8, and 2 · 49 · 8² = 6,272 travel, ρ = 1/32 of them."""
+    sentence = refusal(tmp_path, "--algo", "fedmud", "--quantize-down", "8")
+    assert "--quantize-down: clients add up what they receive" in sentence
+    sentence = refusal(tmp_path, "--algo", "fedmud", "--parameterization", "lowrank")
+    assert "take --parameterization dense" in sentence
+    done = run("--algo", "fedmud", *JOB, "--out", str(tmp_path / "runs"))
+    assert (done.returncode, done.stderr) == (0, "")
+    sent = 6_272 + 256 + 2_560 + 10 + 1
+    ledger = rows(directory(tmp_path / "runs", "fedmud") / "ledger.csv")
+    assert {int(row["parameters"]) for row in ledger if row["direction"] == "up"} == {sent}
+    down = {
+        (int(row["round"]), int(row["client"])): int(row["parameters"]) for row in ledger if row["direction"] == "down"
+    }
+    there = {key for key, count in down.items() if count == sent}
+    assert there == {key for key in down if (key[0] - 1, key[1]) in down}
+    assert set(down.values()) == {sent, sent + 200_704}
+
+
 JOB = (
     *("--rounds", "3", "--clients", "3", "--clients-per-round", "2", "--fraction", "0.1", "--epochs", "1"),
     *("--batch-size", "16", "--eval-every", "0", "--checkpoint-every", "1"),
 )
-ALGOS = ("fedala", "feddbe", "fedluar", "pooled")
+ALGOS = ("fedala", "feddbe", "fedluar", "fedmud", "pooled")
 
 
 @pytest.fixture(scope="module")
