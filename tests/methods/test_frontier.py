@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext
@@ -223,6 +224,12 @@ def test_fedmud_sends_the_share_that_it_says(tmp_path: Path) -> None:
     there = {key for key, count in down.items() if count == sent}
     assert there == {key for key in down if (key[0] - 1, key[1]) in down}
     assert set(down.values()) == {sent, sent + 200_704}
+    newest = directory(tmp_path / "runs", "fedmud") / "checkpoint" / "round-000003"
+    of_server = load_file(newest / "shared.safetensors")
+    for path in newest.glob("client-*.safetensors"):
+        ((name, weight),) = load_file(path).items()  # what the client added up
+        if (3, int(path.stem.partition("-")[2])) in down:
+            assert np.array_equal(weight, of_server[name])
 
 
 JOB = (
