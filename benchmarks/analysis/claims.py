@@ -34,6 +34,8 @@ class Scenario(NamedTuple):
     close: tuple[tuple[str, str], ...] = ()  # said to be close together
 
 
+PAPERS = ("local", "fedavg", "fedper", "pfedpara")
+"""The bars of the paper's panels, in its order."""
 BEST = tuple(("pfedpara", rival) for rival in ("local", "fedavg", "fedper"))
 FIRST = Scenario(1, (58, 75), (("local", "fedavg"), ("local", "fedper"), *BEST))
 SECOND = Scenario(2, (42, 59), (("fedavg", "local"), ("fedavg", "fedper"), *BEST))
@@ -95,14 +97,24 @@ def verdict(outcomes: list[str]) -> str:
     return "in part" if holding else "not reproduced"
 
 
+def after(runs: Runs, number: int) -> Runs:
+    """Returns the runs that judged clients after the round ``number``, with the accuracy that they had then."""
+    found: Runs = {}
+    for label, seeds in runs.items():
+        for seed, run in seeds.items():
+            for accuracy in run.rounds["accuracy_mean"][run.rounds["round"] == number]:
+                found.setdefault(label, {})[seed] = run._replace(summary=run.summary | {"accuracy": {"mean": accuracy}})
+    return found
+
+
 def tell(name: str, runs: Runs) -> str:
-    """Returns the tables of one scenario."""
+    """Returns the statements about one scenario, judged."""
     title, scenario = PANELS[name]
     judged = statements(scenario, runs)
     lines = [f"Scenario {scenario.number}, {title}: {verdict([outcome for *_, outcome in judged])}", ""]
     lines += ["| statement of the paper | difference, points | seeds | here |", "|---|---:|---:|---|"]
     lines += [f"| {said} | {words(gains, '+')} | {len(gains)} | {outcome} |" for said, gains, outcome in judged]
-    return "\n".join([*lines, "", forms(runs), "", against(runs)])
+    return "\n".join(lines)
 
 
 def against(runs: Runs, ours: str = "pfedpara") -> str:
@@ -120,7 +132,7 @@ def draw(scenarios: dict[str, Runs]) -> Figure:
     panels = figure.subplots(1, len(scenarios), squeeze=False)[0]
     for axes, (name, runs) in zip(panels, scenarios.items(), strict=True):
         title, scenario = PANELS[name]
-        labels = sorted(runs, key=lambda label: np.mean([ACCURACY(run) for run in runs[label].values()]))
+        labels = [label for label in PAPERS if label in runs] + sorted(runs.keys() - {*PAPERS})
         columns = [[100 * ACCURACY(run) for run in runs[label].values()] for label in labels]
         means = [float(np.mean(column)) for column in columns]
         halves = [float(np.nan_to_num(half_interval(column))) for column in columns]
@@ -142,6 +154,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="runs of a paper-*.yaml each")
     p.add_argument("--picture", type=Path, metavar="FILE", help="draw the accuracies in the form of Fig. 5")
+    p.add_argument("--round", type=int, metavar="N", help="judge the statements by the accuracies after that round")
     options = p.parse_args()
     try:
         if strange := [folder.name for folder in options.folders if folder.name not in PANELS]:
@@ -150,7 +163,11 @@ def main() -> None:
     except ReportError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
-    print("\n\n".join(tell(name, runs) for name, runs in scenarios.items()))
+    for name, runs in scenarios.items():
+        if options.round:
+            print(tell(name, after(runs, options.round)), end="\n\n")
+        else:
+            print(tell(name, runs), forms(runs), against(runs), sep="\n\n", end="\n\n")
     if options.picture:
         draw(scenarios).savefig(options.picture, dpi=120)
 

@@ -52,8 +52,10 @@ def test_a_scenario_is_told_and_drawn(tmp_path: Path) -> None:
     assert "| `local` above `fedavg` | +10.0 ± 0.0 | 2 | holds |" in told
     assert "| `pfedpara` above `fedper` | -6.0 ± 0.0 | 2 | contradicted |" in told
     assert "| `local` above `fedper` | -5.5 ± 57.2 | 2 | open |" in told
+    assert claims.tell("paper-unipen", claims.after(runs, 1)) == told
+    assert claims.after(runs, 2) == {}  # there is one round
     (panel,) = claims.draw({"paper-unipen": runs}).axes
-    assert [round(bar.get_height(), 1) for bar in panel.patches] == [60.5, 61.0, 64.0, 66.5]
+    assert [round(bar.get_height(), 1) for bar in panel.patches] == [61.0, 64.0, 66.5, 60.5]
     assert [line.get_ydata()[0] for line in panel.lines if line.get_linestyle() == "--"] == [58, 75]  # type: ignore[index]
 
 
