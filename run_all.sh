@@ -6,9 +6,9 @@
 #   ./run_all.sh --paper           each suite paper-*.yaml whose data can be had, then docs/paper.md's tables; hours
 #   ./run_all.sh --frontier        methods over their sizes, bits and codecs, 96 runs; then what a megabyte buys
 #   ./run_all.sh --quick           five methods, one seed, one partition, 10 rounds: under three minutes on two cores
-# Each is a suite, benchmarks/suites/*.yaml. Anything else on the command line goes to benchmarks/run.py, e.g. --out
-# elsewhere, and leaves docs/ as it is. A job that was stopped goes on. RANKS: processes in the group (default: one
-# server and a worker per core).
+# Each is a suite: --NAME runs benchmarks/suites/NAME.yaml. Anything else on the command line goes to benchmarks/run.py,
+# e.g. --out elsewhere, and leaves docs/ as it is. A job that was stopped goes on. RANKS: processes in the group
+# (default: one server and a worker per core).
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./environment.sh requirements.lock
@@ -26,19 +26,8 @@ if [ "${1:-}" = --paper ]; then
   [ ${#failed[@]} = 0 ] || { echo "left out, as said above: ${failed[*]}" >&2 && exit 1; }
   exit
 fi
-suite=full out=()
-case "${1:-}" in --quick | --compatibility | --frontier | --paper-*) suite=${1#--} && shift ;; esac
-if [ $# -eq 0 ]; then
-  case $suite in
-  full) out+=(--command ./run_all.sh --page docs/results.md) ;;
-  compatibility) out+=(--command "./run_all.sh --compatibility" --page docs/compatibility.md) ;;
-  esac
-fi
-previous=
-for word; do
-  [ "$previous" != --out ] || out=("$word")
-  previous=$word
-done
+suite=full
+if [ $# -gt 0 ] && [ -f "benchmarks/suites/${1#--}.yaml" ]; then suite=${1#--} && shift; fi
 mpirun -np "${RANKS:-$(($(nproc) + 1))}" python benchmarks/run.py --suite "$suite" "$@"
-python benchmarks/report.py --suite "$suite" "${out[@]}"
-if [ "$suite" = frontier ] && [ ${#out[@]} = 0 ]; then python -m benchmarks.analysis.frontier runs/frontier; fi
+python benchmarks/report.py --suite "$suite" --run "$@"
+if [ "$suite" = frontier ] && [[ " $* " != *" --out "* ]]; then python -m benchmarks.analysis.frontier runs/frontier; fi

@@ -18,12 +18,21 @@ from benchmarks.federation.settings import Settings
 from benchmarks.federation.suites import UsageError, read_suite
 from benchmarks.terminal import printable
 
+DEFAULT = Settings.model_fields["out"].default
+
 
 def accuracy(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"an accuracy is a fraction above 0 and at most 1, got {text}")
     return value
+
+
+def out_of(words: list[str] | None) -> Path | None:
+    """Returns the folder that run.py was told to write to."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_known_args(words or [])[0].out
 
 
 def main() -> None:
@@ -57,6 +66,12 @@ def main() -> None:
         "--command", default="", metavar="TEXT", help="what the runs come from, printed above the tables"
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables to this Markdown file as well")
+    parser.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="what run.py took beside --suite: its --out is the folder; nothing: the suite's own page is written too",
+    )
     options = parser.parse_args()  # --help ends here, before pandas, Matplotlib and Bokeh are imported
 
     from benchmarks.analysis.compare import check_names, compare
@@ -67,11 +82,11 @@ def main() -> None:
     try:
         if options.suite:
             suite = read_suite(options.suite)
-            options.folders = options.folders or [Path(suite.get("out", Settings.model_fields["out"].default))]
-            options.target, options.grid = (
-                options.target or suite["report"].target,
-                options.grid or suite["report"].grid,
-            )
+            shown = suite["report"]
+            options.folders = options.folders or [out_of(options.run) or Path(suite.get("out", DEFAULT))]
+            options.target, options.grid = options.target or shown.target, options.grid or shown.grid
+            if options.run == []:
+                options.page, options.command = options.page or shown.page, options.command or shown.command
         elif not options.folders:
             raise ReportError("name a FOLDER of runs, or a --suite")
         words_of = wording_of_grid if options.grid else wording

@@ -35,10 +35,12 @@ class TuneSection(BaseModel, extra="forbid"):
 
 
 class ReportSection(BaseModel, extra="forbid"):
-    """What report.py shows."""
+    """What report.py shows; ``page`` and ``command`` of a suite that was run as it stands (``--run``)."""
 
     target: float | None = Field(None, gt=0, le=1)
     grid: bool = False
+    page: Path | None = None
+    command: str = ""
 
 
 SECTIONS: dict[str, type[BaseModel]] = {"tune": TuneSection, "report": ReportSection}

@@ -53,3 +53,10 @@ def test_the_suite_is_run_by_one_process_group_reported_and_repeated(tmp_path: P
     accuracies = [[row["accuracy_mean"] for row in rows(path / "rounds.csv")] for path in (folder, repeated)]
     assert accuracies[0] == accuracies[1]
     assert type_in(f"{again} runs/comparison", project).startswith("finished before and kept")
+
+    # As run_all.sh reports: where run.py wrote to, and the suite's page of the suite as it stands alone.
+    shown = type_in(f"{report} --run --rounds 2 --out again", project)
+    assert "again/report/index.html" in shown
+    assert not (project / "comparison.md").exists()
+    type_in(f"{report} --run", project)
+    assert "\n    my_comparison.sh\n" in (project / "comparison.md").read_text()
