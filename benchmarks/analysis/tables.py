@@ -34,7 +34,8 @@ LEGEND_OF_METRICS = (
 )
 LEGEND_OF_NEWCOMERS = (
     "New clients: clients that took no part, on their own test splits after the last round; as received: the new "
-    "aggregate with initial private tensors; adapted: the model that such a client then deploys."
+    "aggregate with initial private tensors; adapted: the model that such a client then deploys. Each receives these "
+    "parameters, and takes gradients of so many samples' losses to adapt."
 )
 LEGEND_OF_COST = (
     "Seconds of a round: what benchmarks/perf/cost.py computes from these bytes and the recorded run of "
@@ -195,11 +196,24 @@ def wording_of_newcomers(comparison: Comparison) -> pd.DataFrame:
     """Returns a row for each method that was judged on clients that took no part; none where there are none."""
     table = comparison.table.loc[list(comparison.runs)]
     known = table[table["new_received"].notna()]
+
+    def each(method: str, *keys: str) -> str:
+        """Returns the mean over runs of what one new client receives or computes."""
+        found = []
+        for new in (run.summary["new_clients"] for run in comparison.runs[method]):
+            value: Any = new
+            for key in keys:
+                value = value.get(key, {})  # an earlier version did not count
+            found.append(np.nan if value == {} else value / len(new["received"]["per_client"]))
+        return amount(float(np.mean(found)))
+
     return pd.DataFrame(
         {
             "method": known.index,
             "new clients, as received %": known["new_received"].map(percent).to_list(),
             "new clients, adapted %": known["new_adapted"].map(percent).to_list(),
+            "parameters to each": [each(method, "transmitted", "parameters_down") for method in known.index],
+            "gradients of each": [each(method, "gradients") for method in known.index],
         }
     )
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from baselines.base import Work
 from benchmarks.federation import board, checkpoint
-from benchmarks.federation.ledger import Traffic
+from benchmarks.federation.ledger import Entry, Traffic
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, find_metrics
 from benchmarks.federation.provenance import command
 from benchmarks.federation.recorder import Recorder
@@ -55,7 +57,14 @@ class Figures:
 
     deployed: dict[int, ClientFigures] = field(default_factory=dict)  # on the model that it deploys now
     received: dict[int, float] = field(default_factory=dict)  # accuracy of the newest aggregate as it came
-    new: dict[int, NewcomerFigures] = field(default_factory=dict)  # of each client that took no part
+
+
+class Newcomers(BaseModel):
+    """What was found out of clients that never took part, or of those of one worker."""
+
+    figures: dict[int, NewcomerFigures] = {}
+    adapted_by: Work = {}
+    downlinks: list[Entry] = []  # the messages that would bring them the shared tensors
 
 
 class Run:
@@ -72,7 +81,7 @@ class Run:
             self.sizes = [sum(self.sizes), *[0] * (settings.clients - 1)]
         self.aggregator = self.trainer.make_aggregator(settings.clients)
         self.progress = Progress(started, saved=time.monotonic())
-        self.figures = Figures()
+        self.figures, self.newcomers = Figures(), Newcomers()
         self.traffic = Traffic()
         self.restored = self.resume()
         if not self.restored:

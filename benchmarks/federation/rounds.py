@@ -16,9 +16,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from baselines.base import Work
 from benchmarks.federation import checkpoint, codec, work
-from benchmarks.federation.experiment import Run
+from benchmarks.federation.experiment import Newcomers, Run
 from benchmarks.federation.ledger import Entry, traffic_to_model
-from benchmarks.federation.metrics import ClientFigures, NewcomerFigures
+from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.participation import Participants, draw_participants, faulty
 from benchmarks.federation.recorder import Totals
 from benchmarks.federation.settings import Settings
@@ -54,12 +54,6 @@ class Results(BaseModel):
     adapted_by: Work = {}
 
 
-class Newcomers(BaseModel):
-    """What was found out of some of the clients that never took part."""
-
-    figures: dict[int, NewcomerFigures]
-
-
 class Clients(Protocol):
     def train(self, run: Run, participants: Participants, downlink: Downlink, updates: Updates) -> Steps[None]:
         """Sends the participants the shared tensors and collects what arrives. Gives the run up where one diverges."""
@@ -71,7 +65,7 @@ class Clients(Protocol):
         given.
         """
 
-    def welcome(self, run: Run, downlink: Downlink) -> Steps[dict[int, NewcomerFigures]]:
+    def welcome(self, run: Run, downlink: Downlink) -> Steps[Newcomers]:
         """Collects what the clients that never took part make of the shared tensors."""
 
     def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
@@ -82,7 +76,7 @@ def judge_newcomers(run: Run, clients: Clients) -> Steps[None]:
     """Judges the clients that took no part on the last aggregate. What they do is seen by nobody else."""
     if run.settings.new_clients and not run.progress.diverged:
         begun = time.perf_counter()
-        run.figures.new = yield from clients.welcome(run, pack_downlink(run, run.progress.round + 1))
+        run.newcomers = yield from clients.welcome(run, pack_downlink(run, run.progress.round + 1))
         run.progress.seconds["evaluation"] += time.perf_counter() - begun
 
 

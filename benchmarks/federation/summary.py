@@ -10,6 +10,7 @@ import torch
 from baselines.base import Params
 from benchmarks.federation import lock, work
 from benchmarks.federation.experiment import Run
+from benchmarks.federation.ledger import totals
 from benchmarks.federation.metrics import METRICS
 from benchmarks.federation.provenance import provenance
 from benchmarks.federation.recorder import summarize_clients, summarize_figures, summarize_newcomers
@@ -29,6 +30,16 @@ def finish(run: Run, workers: int) -> None:
     run.recorder.finish(summarize(run) | {"provenance": provenance(run.settings, workers)})
     run.recorder.close()
     lock.release(run.settings.directory)
+
+
+def cost_of_newcomers(run: Run) -> dict[str, Any]:
+    """Returns what all clients that took no part receive, and what they compute to adapt to it."""
+    new, x = run.newcomers, torch.from_numpy(run.store.samples(0, "train")[0][:1])
+    return {
+        "transmitted": totals(new.downlinks, ("down",)),
+        "gradients": work.gradients(new.adapted_by),
+        "flops": work.flops(new.adapted_by, run.trainer.model, x),
+    }
 
 
 def summarize_work(run: Run) -> dict[str, dict[str, int | None]] | None:
@@ -57,7 +68,7 @@ def summarize(run: Run) -> dict[str, Any]:
         results |= summarize_figures(run.figures.deployed, run.recorder.metrics)
         results["accuracy_received_mean"] = summarize_clients(run.figures.received)["mean"]
         if s.new_clients:
-            results["new_clients"] = summarize_newcomers(run.figures.new)
+            results["new_clients"] = summarize_newcomers(run.newcomers.figures) | cost_of_newcomers(run)
     return {
         "algo": s.algo,
         "label": s.label,

@@ -95,10 +95,10 @@ class Screen:
             sentence = f"diverged: {settings.label}, {whose(d['client'])}, round {d['round']}: {d['reason']}"
             print(printable(sentence), file=sys.stderr, flush=True)
             return
-        if run.figures.new:
-            means = {name: of["mean"] for name, of in summarize_newcomers(run.figures.new).items()}
+        if new := run.newcomers.figures:
+            means = {name: of["mean"] for name, of in summarize_newcomers(new).items()}
             line = "  {} new clients: accuracy {received:.3f} as received, {adapted:.3f} after adapting"
-            self.say(line.format(len(run.figures.new), **means))
+            self.say(line.format(len(new), **means))
         if settings.eval_every == 1 and seconds["evaluation"] > max(seconds["training"], LONG):
             self.say(
                 f"  judging took {seconds['evaluation']:.0f} s, training {seconds['training']:.0f} s; "

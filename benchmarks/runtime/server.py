@@ -12,14 +12,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from baselines.base import Params
-from benchmarks.federation import codec
-from benchmarks.federation.experiment import Experiment, Run
+from benchmarks.federation import codec, work
+from benchmarks.federation.experiment import Experiment, Newcomers, Run
 from benchmarks.federation.ledger import Entry
-from benchmarks.federation.metrics import NewcomerFigures
 from benchmarks.federation.participation import Participants
 from benchmarks.federation.rounds import (
     Downlink,
-    Newcomers,
     Results,
     Steps,
     judge_newcomers,
@@ -256,21 +254,26 @@ class Server(Node):
         shares, _ = place(largest_first(sizes), found, paces, math.inf)
         return {client: worker for worker, own in shares.items() for client in own} | found
 
-    def welcome(self, run: Run, downlink: Downlink) -> Steps[dict[int, NewcomerFigures]]:
+    def welcome(self, run: Run, downlink: Downlink) -> Steps[Newcomers]:
         """As ``Clients.welcome``."""
         sizes = run.store.sizes("train").tolist()
         new = {client: sizes[client] for client in range(run.settings.clients, len(sizes))}
         paces = {worker: self.speeds.pace(worker) for worker in self.speeds.active}
         shares, _ = place(largest_first(new), {}, paces, 0)
+        found, number = Newcomers(), run.progress.round
         for worker in self.workers:
             own = shares.get(worker, [])
-            self.send(Kind.WELCOME, worker, downlink.received, round=run.progress.round, clients=own)
+            self.send(Kind.WELCOME, worker, downlink.received, round=number, clients=own)
+            like = {"round": number + 1, "arrives": True, "moves": False, "judge": True}
+            messages = [self.downlink_to(client, worker, downlink, **like) for client in own]
+            found.downlinks += [entry for message in messages if (entry := enter(message, *encode(message)))]
         self.waiting = {(Kind.NEWCOMERS, worker) for worker in self.workers}
-        found: dict[int, NewcomerFigures] = {}
         while self.waiting:
             self.tick_off(message := (yield), run)
             try:
-                found |= Newcomers.model_validate({"figures": message.get("figures")}).figures
+                said = Newcomers.model_validate({name: message.get(name) for name in ("figures", "adapted_by")})
+                found.figures |= said.figures
+                work.add(found.adapted_by, said.adapted_by)
             except ValidationError as error:
                 raise MessageError(message, f"its figures are none: {error.errors()[0]['msg']}") from None
         return found

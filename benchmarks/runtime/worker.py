@@ -192,6 +192,7 @@ class Share:
     def welcome(self, message: Message) -> None:
         """Judges clients that never took part, as they receive the shared tensors and after they adapted to them."""
         found: dict[int, NewcomerFigures] = {}
+        adapted_by: Work = {}
         for client in message.get("clients"):
             self.node.busy = f"new client {client}, evaluation after round {message.get('round')}"
             train, test = (self.samples(client, split) for split in ("train", "test"))
@@ -203,7 +204,8 @@ class Share:
             ):
                 adapted = metrics.accuracy(*predict(model, test))
             found[client] = {"received": received, "adapted": adapted}
-        self.node.send(Kind.NEWCOMERS, 0, round=message.get("round"), figures=found)
+            work.add(adapted_by, self.trainer.take_work())
+        self.node.send(Kind.NEWCOMERS, 0, round=message.get("round"), figures=found, adapted_by=adapted_by)
         self.node.busy = ""
 
 

@@ -148,6 +148,13 @@ def test_new_clients_are_judged_and_change_nothing_else(written: Path, tmp_path:
                 figures.append((guesses == test[1]).mean())
         assert found["new_clients"]["received"]["per_client"] == pytest.approx(received)
         assert found["new_clients"]["adapted"]["per_client"] == pytest.approx(adapted)
+        # All that travels comes to each; pFedPara takes two epochs over their samples, and FedAvg nothing.
+        samples = 2 * sum(store.sizes("train")[4:7].tolist()) if found["algo"] == "pfedpara" else 0
+        assert found["new_clients"]["gradients"] == samples
+        assert (found["new_clients"]["flops"] > 0) == (samples > 0)
+        sent = found["new_clients"]["transmitted"]
+        assert sent["parameters_down"] == 3 * sum(tensor.numel() for tensor in trainer.travelling.values())
+        assert sent["bytes_down"] == 3 * found["transmitted"]["bytes_down"] / 9  # three clients, three rounds
 
     # A job that stopped before it wrote its summary.
     for folder in folders:

@@ -221,12 +221,21 @@ def test_new_clients_by_hand(tmp_path):
         folder = record(tmp_path, "fedper", seed, [(0.5, 0.5)], new_clients=1)
         summary = json.loads((folder / "summary.json").read_text())
         summary["new_clients"] = {"received": of(received), "adapted": of(0.7)}
+        cost = {"transmitted": {"parameters_down": 900 + 200 * seed, "bytes_down": 4096}, "gradients": 80, "flops": 9}
+        summary["new_clients"] |= cost
         (folder / "summary.json").write_text(json.dumps(summary))
     record(tmp_path, "fedavg", 0, [(0.5, 0.5)], new_clients=1)  # of which this is not known
     (comparison,) = compare(load([tmp_path]))
     assert wording_of_newcomers(comparison).to_dict("records") == [
-        {"method": "fedper", "new clients, as received %": "55.0", "new clients, adapted %": "70.0"}
+        {
+            **{"method": "fedper", "new clients, as received %": "55.0", "new clients, adapted %": "70.0"},
+            **{"parameters to each": "1,000", "gradients of each": "80"},
+        }
     ]
+    del summary["new_clients"]["transmitted"]  # of an earlier version
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (comparison,) = compare(load([tmp_path]))
+    assert wording_of_newcomers(comparison).loc[0, "parameters to each"] == "–"
 
 
 def test_seconds_of_a_round_elsewhere_by_hand(recorded_cost, tmp_path, monkeypatch, capsys):
