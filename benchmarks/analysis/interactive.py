@@ -17,7 +17,7 @@ from benchmarks.analysis.load import EndedRun
 from benchmarks.analysis.plots.plot import Looks
 from benchmarks.analysis.statistics import align, differences_to_local, half_intervals
 from benchmarks.analysis.tables import seconds_of_rounds
-from benchmarks.federation.metrics import METRICS
+from benchmarks.federation.metrics import METRICS, Metric, recorded_metrics
 from benchmarks.terminal import printable
 
 VALUES = 250_000
@@ -56,13 +56,26 @@ class Choice(NamedTuple):
     scale: float = 100
     digits: int = 1
 
+    @classmethod
+    def of(cls, metric: Metric) -> "Choice":
+        return cls(f"{metric.name}_mean", metric.label, metric.higher_is_better, metric.scale, metric.digits)
+
 
 BELOW = "below_local"
 CHOICES = {
-    **{m.name: Choice(f"{m.name}_mean", m.label, m.higher_is_better, m.scale, m.digits) for m in METRICS},
+    **{m.name: Choice.of(m) for m in METRICS},
     "worst_decile": Choice("accuracy_worst_decile", "worst decile of accuracy %"),
     BELOW: Choice("", "clients below local %", higher_is_better=False),
 }
+
+
+def metrics_of(comparison: Comparison) -> tuple[Metric, ...]:
+    """Returns METRICS, then what users of these runs judged clients by beside them."""
+    return recorded_metrics(run.summary for runs in comparison.runs.values() for run in runs)
+
+
+def choices_of(comparison: Comparison) -> dict[str, Choice]:
+    return CHOICES | {metric.name: Choice.of(metric) for metric in metrics_of(comparison)[len(METRICS) :]}
 
 
 def below_local(runs: list[EndedRun], local: list[EndedRun]) -> list[pd.Series]:
@@ -100,11 +113,12 @@ def curves(comparison: Comparison, method: str, runs: list[EndedRun], points: in
     x |= {"round": rounds} | {name: seconds * rounds for name, seconds in seconds_of_rounds(comparison, method).items()}
     y, half = {}, {}
     below = below_local(runs, comparison.runs.get("local", [])) if method != "local" else []
-    for name, choice in CHOICES.items():
+    for name, choice in choices_of(comparison).items():
         if name == BELOW:
             values = np.array([each.reindex(kept) for each in below])
         else:
-            values = np.array([table[choice.column] for table in tables])
+            known = all(choice.column in table for table in tables)
+            values = np.array([table[choice.column] for table in tables if known])
         if values.size:
             y[name], half[name] = values.mean(axis=0) * choice.scale, half_intervals(values) * choice.scale
     shortened = {
@@ -114,10 +128,12 @@ def curves(comparison: Comparison, method: str, runs: list[EndedRun], points: in
     return {"rounds": [int(number) for number in kept], **shortened}
 
 
-def of_clients(runs: list[EndedRun], local: list[EndedRun], most: int) -> dict[str, list[Any]]:
+def of_clients(
+    runs: list[EndedRun], local: list[EndedRun], most: int, metrics: Iterable[Metric] = METRICS
+) -> dict[str, list[Any]]:
     """Returns each client's final figure by choice, a list for each run, at most ``most`` in it, evenly spaced."""
     found: dict[str, list[Any]] = {}
-    for metric in METRICS:
+    for metric in metrics:
         values = [run.summary.get(metric.name, {}).get("per_client") for run in runs]
         if all(values) and not any(value is None for each in values for value in each):
             found[metric.name] = [metric.scale * np.array(each) for each in values]
@@ -139,9 +155,9 @@ def describe(comparison: Comparison, looks: Looks, comparisons: int) -> dict[str
     That is the methods, the axes and choices that any of them has, each with its range, and by axis and choice the
     numbers of the methods on the Pareto front.
     """
-    runs = comparison.runs
+    runs, offered = comparison.runs, choices_of(comparison)
     share = VALUES // comparisons // 2
-    points = max(10, share // max(1, len(runs) * (len(AXES) + 2 * len(CHOICES))))
+    points = max(10, share // max(1, len(runs) * (len(AXES) + 2 * len(offered))))
     most = max(10, share // max(1, sum(map(len, runs.values())) * (len(METRICS) + 1)))
     methods = []
     for method, found in runs.items():
@@ -150,7 +166,7 @@ def describe(comparison: Comparison, looks: Looks, comparisons: int) -> dict[str
             {
                 **{"name": printable(method), **look.bokeh_marker, "dash": look.bokeh_line["line_dash"]},
                 **curves(comparison, method, found, points),
-                "clients": of_clients(found, runs.get("local", []), most),
+                "clients": of_clients(found, runs.get("local", []), most, metrics_of(comparison)),
             }
         )
     axes = {
@@ -160,10 +176,10 @@ def describe(comparison: Comparison, looks: Looks, comparisons: int) -> dict[str
     }
     choices = {
         key: choice._asdict() | {"range": upright(methods, key, choice)}
-        for key, choice in CHOICES.items()
+        for key, choice in offered.items()
         if any(key in method["y"] for method in methods)
     }
-    fronts = {axis: {key: front(methods, axis, key, CHOICES[key].higher_is_better) for key in choices} for axis in axes}
+    fronts = {axis: {key: front(methods, axis, key, offered[key].higher_is_better) for key in choices} for axis in axes}
     return {"methods": methods, "axes": axes, "choices": choices, "fronts": fronts}
 
 

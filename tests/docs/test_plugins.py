@@ -6,22 +6,45 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "plugins.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+TUNE = "--trials 2 --rounds 1 --partition iid --record tuned.yaml --out trials"
 
 
 def type_in(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=200)
 
 
+def write_parts(folder: Path) -> None:
+    (folder / "pFedPara").symlink_to(ROOT)
+    for text in re.findall(r"```python\n(# .*?)```", PAGE, re.DOTALL):
+        (folder / re.match(r"# (\S+)", text)[1]).write_text(text)  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_a_method_is_tuned_on_a_model_and_a_data_set_of_one_s_own(tmp_path: Path) -> None:
+    write_parts(tmp_path)
+    parts = "--algo my_method:Decay --model my_model:Net --dataset my_data:rings"
+    done = type_in(f"python pFedPara/benchmarks/tune.py {parts} {TUNE}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = yaml.safe_load((tmp_path / "tuned.yaml").read_text())["my_data:rings"]["my_model:Net"]["methods"]
+    trials = found["my_method:Decay"]["trials"]
+    assert [sorted(trial) for trial in trials] == [["decay", "lr", "score"]] * 2
+    assert trials[0]["decay"] == 0.01  # the default comes first
+    assert 0.001 <= trials[1]["decay"] <= 0.1  # as its search says
+    best = max(trials, key=lambda trial: trial["score"])
+    assert found["my_method:Decay"]["chosen"] == {name: best[name] for name in ("lr", "decay")}
+    done = type_in(f"python pFedPara/benchmarks/tune.py --algo my_method:Deca {TUNE}", tmp_path)
+    assert done.stderr == "error: --algo my_method:Deca: my_method.py has no 'Deca'; did you mean 'Decay'?\n"
+
+
 @pytest.mark.slow
 def test_each_part_is_found_by_all_ranks_of_a_job_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "pFedPara").symlink_to(ROOT)
-    for text in re.findall(r"```python\n(# .*?)```", PAGE, re.DOTALL):
-        (tmp_path / re.match(r"# (\S+)", text)[1]).write_text(text)  # type: ignore[index]
+    write_parts(tmp_path)
     for command in COMMANDS:
         done = type_in(command, tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), command

@@ -12,7 +12,9 @@ from torch import nn
 
 from benchmarks import load_results, run_experiment
 from benchmarks.analysis.compare import compare
+from benchmarks.analysis.interactive import describe
 from benchmarks.analysis.load import load
+from benchmarks.analysis.plots.plot import choose_looks
 from benchmarks.analysis.tables import wording_of_metrics
 from benchmarks.federation import command_line, options, planning
 from benchmarks.federation.models import build_model
@@ -248,6 +250,9 @@ def test_a_metric_is_computed_recorded_and_reported_without_its_file(folder: Pat
     (comparison,) = compare(load([folder / "runs"]))
     words = wording_of_metrics(comparison)
     assert words["first"][0] == f"{rounds['first_mean'][0]:.3f}"
+    shown = describe(comparison, choose_looks([comparison]), 1)["choices"]  # on the page
+    assert shown["first"]["label"] == "first"
+    assert not shown["lowest"]["higher_is_better"]
     assert words["lowest label"][0] == f"{rounds['lowest_mean'][0]:.1f}"
 
 

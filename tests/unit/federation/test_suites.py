@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks import report
 from benchmarks.federation import planning
 from benchmarks.federation.command_line import parser
 from benchmarks.federation.options import settings_of
@@ -69,6 +70,33 @@ def test_the_suites_that_come_along_run_what_run_all_ran() -> None:
     assert len(full) == 20 * 5 * 2
     assert len({s.label for s in compatibility}) == 7 * 3 * 2
     assert {(s.rounds, s.eval_every) for s in compatibility} == {(6, 0)}
+
+
+def test_a_report_of_a_suite_goes_by_what_run_took_beside_it(
+    suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where run.py wrote to; and the suite's page, which says what made it, of the suite as it stands alone."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("benchmarks.analysis.load.load", asked.append)
+    monkeypatch.setattr("benchmarks.analysis.compare.compare", lambda *_: [])
+    (tmp_path / "table.md").write_text("A table.\n")
+    written = [tmp_path / "index.html"]
+    monkeypatch.setattr("benchmarks.analysis.page.write", lambda *words: asked.append(words[3]) or list(written))
+    monkeypatch.setattr("benchmarks.analysis.page.show", lambda *_: None)
+    page = tmp_path / "page.md"
+    words = suite(f"{{out: there, report: {{page: {page}, command: made.sh}}}}")
+    for taken, found in (
+        (["--run", "--lr", "0.1", "--out", "x"], [[Path("x")], ""]),
+        (["--run", "--lr", "0.1"], [[Path("there")], ""]),
+        ([], [[Path("there")], ""]),
+        (["--run"], [[Path("there")], "made.sh"]),
+    ):
+        assert not page.exists()
+        asked.clear()
+        monkeypatch.setattr("sys.argv", ["report.py", *words, "--out", str(tmp_path), *taken])
+        report.main()
+        assert asked == found
+    assert page.read_text() == "# Results\n\nA table.\n"
 
 
 @pytest.mark.parametrize(
