@@ -116,7 +116,7 @@ def _load_run(folder: Path) -> EndedRun:
         wrong = ".".join(map(str, first["loc"]))[:80]
         raise ReportError(f"{folder / 'summary.json'} cannot be used: {wrong}: {first['msg']}") from None
     try:
-        recorded_metrics([summary])
+        metrics = recorded_metrics([summary])
     except (AttributeError, TypeError):
         raise ReportError(f"{folder / 'summary.json'} cannot be used: metrics holds no metrics' words") from None
     if not isinstance(config.get("hyper", {}), dict):
@@ -128,13 +128,15 @@ def _load_run(folder: Path) -> EndedRun:
     weights = summary.get("parameterization", "dense")
     if summary["algo"] == "fedavg" and weights != "dense":  # as FedAvg on factors was called once
         summary |= {"algo": weights, "label": summary["label"].removeprefix("fedavg-")}
-    return EndedRun(folder, summary, _load_rounds(folder / "rounds.csv"), config)
+    return EndedRun(
+        folder, summary, _load_rounds(folder / "rounds.csv", {f"{metric.name}_mean" for metric in metrics}), config
+    )
 
 
-def _load_rounds(path: Path) -> pd.DataFrame:
+def _load_rounds(path: Path, means: set[str]) -> pd.DataFrame:
     needed = {"round", "accuracy_mean", "parameters_up", "parameters_down"}
     strict = [*needed, "parameters_to_model"]
-    known = {*strict, "bytes_up", "bytes_down", "bytes_to_model", *FURTHER}
+    known = {*strict, "bytes_up", "bytes_down", "bytes_to_model", *FURTHER, *means}
     try:
         text = pd.read_csv(path, usecols=lambda name: name in known, skip_blank_lines=False)
         rounds = pd.DataFrame({name: pd.to_numeric(text[name], errors="coerce") for name in needed.union(text)})
