@@ -149,7 +149,7 @@ def test_every_program_explains_itself_and_the_options_and_files_that_they_name(
     named = {option for code in re.findall(r"`([^`\n]+)`", PAGES) for option in re.findall(r"(?<!\S)--[a-z-]+", code)}
     # Of run_all.sh, which has no help, and of mpirun, pip, podman and mlflow.
     named -= {"--quick", "--frontier", "--compatibility", "--paper", "--paper-unipen"}
-    named -= {"--oversubscribe", "--no-deps", "--shm-size", "--backend-store-uri"}
+    named -= {"--oversubscribe", "--no-deps", "--shm-size", "--build-arg", "--user", "--userns", "--backend-store-uri"}
     assert [option for option in sorted(named) if option not in known] == []
 
 
