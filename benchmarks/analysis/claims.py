@@ -144,7 +144,8 @@ def draw(scenarios: dict[str, Runs]) -> Figure:
             axes.axhline(end, color="0.4", linestyle="--", linewidth=1)
         lowest = min([*np.subtract(means, halves), scenario.axis[0]])
         axes.set_ylim(max(0, lowest - 3), min(100, max([*np.add(means, halves), scenario.axis[1]]) + 1))
-        axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
+        ticks = [label.replace(f"{method}-", f"{method}\n") for label, method in zip(labels, methods, strict=True)]
+        axes.set_xticks(range(len(labels)), ticks, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_title(f"scenario {scenario.number}: {title}")
     panels[0].set_ylabel("accuracy %")
     return figure
