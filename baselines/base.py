@@ -5,7 +5,7 @@ The gradient of each step is clipped to the norm ``clip_norm``, the same for eve
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
@@ -45,6 +45,15 @@ JudgedOn = Literal["received", "trained"]
 
 class DivergedError(ArithmeticError):
     """Training produced a number that is not finite."""
+
+
+def clip_there(gradients: tuple[Tensor, ...], norms: Sequence[Tensor], longest: float) -> None:
+    """Scales ``gradients`` in place to the norm ``longest`` where they are longer, on their device.
+
+    A number brought to the CPU would have each step wait for the device. ``norms``: of each gradient.
+    """
+    factor = (longest / torch.stack(list(norms)).norm()).clamp(max=1)
+    torch._foreach_mul_(gradients, factor)
 
 
 class Trainer(FedMLTrainer):
@@ -170,7 +179,7 @@ class Trainer(FedMLTrainer):
         self.model.train()
         for _ in range(epochs):
             loss = torch.zeros((), device=y.device)
-            for batch in torch.randperm(len(y)).split(self.samples_per_step):
+            for batch in torch.randperm(len(y)).to(y.device).split(self.samples_per_step):
                 inputs = crop_and_flip(x[batch]) if self.hyper.augment else x[batch]
                 loss += self.step(inputs, y[batch], lr)
             if not math.isfinite(loss):
@@ -250,10 +259,13 @@ class Trainer(FedMLTrainer):
 
     def clip(self, gradients: tuple[Tensor, ...]) -> None:
         """Scales ``gradients`` in place to the norm ``clip_norm`` where they are longer, all together."""
-        if self.hyper.clip_norm:
-            norm = math.hypot(*torch._foreach_norm(gradients))
-            if norm > self.hyper.clip_norm:
-                torch._foreach_mul_(gradients, self.hyper.clip_norm / norm)
+        if not self.hyper.clip_norm:
+            return
+        norms = torch._foreach_norm(gradients)
+        if gradients[0].device.type != "cpu":
+            clip_there(gradients, norms, self.hyper.clip_norm)
+        elif (norm := math.hypot(*norms)) > self.hyper.clip_norm:
+            torch._foreach_mul_(gradients, self.hyper.clip_norm / norm)
 
     def deploy(self, data: TensorDataset, context: RoundContext) -> None:
         """Turns the model, which holds what was received or trained last, into the one that this client would use.

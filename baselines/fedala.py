@@ -75,7 +75,7 @@ class FedAlaTrainer(Trainer):
     def mix(self, data: TensorDataset, weights: Params) -> None:
         """Turns the last layers from Θ into Θ̂, and learns ``weights``, in place."""
         x, y = data.tensors
-        chosen = torch.randperm(len(y))[: max(1, int(self.hyper.weight_share * len(y)))]
+        chosen = torch.randperm(len(y)).to(y.device)[: max(1, int(self.hyper.weight_share * len(y)))]
         moves = {name: p.detach() - self.own[name] for name, p in self.mixed.items()}  # Θ − Θ_i
         everything, self.trainable = self.trainable, list(self.mixed.values())  # type: ignore[arg-type]
         self.model.eval()

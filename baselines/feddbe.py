@@ -48,8 +48,7 @@ class FedDbeAggregator(Aggregator):
         super().__init__(model, hyper, clients)
         self.travelling = {**self.shared, **messages(layers(model)[-1][0])}  # type: ignore[arg-type]
 
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        mean = super().aggregate(updates)
+    def of_mean(self, mean: Params, clients: int) -> Params:
         known = self.travelling["feature_mean_known"]
         return mean | {name: self.travelling[name] for name in ("feature_mean", "feature_mean_known") if known}
 

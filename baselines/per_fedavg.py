@@ -107,7 +107,7 @@ class PerFedAvgTrainer(Trainer):
     def deploy(self, data: TensorDataset, context: RoundContext) -> None:
         x, y = data.tensors
         self.model.train()
-        batches = torch.randperm(len(y)).split(self.hyper.batch_size)
+        batches = torch.randperm(len(y)).to(y.device).split(self.hyper.batch_size)
         for number in range(self.hyper.adapt_steps):
             batch = batches[number % len(batches)]
             self.adapt(x[batch], y[batch])

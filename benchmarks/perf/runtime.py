@@ -40,7 +40,7 @@ from pfedpara.streams import stream_seed
 CLIENTS, LR, CLIP = 10, 0.05, 5.0
 RANKS = (2, 3, 6, 11)
 SLOWED = (3, 11)
-STARTING, SPAN = 12.0, 6.0  # seconds that the loops have to import, and that they then run together
+SPAN = 6.0  # seconds that the loops of all cores run together
 PARAMETERS = (200_000, 1_600_000, 15_000_000)
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,15 +90,17 @@ def plain_loop(rounds: int) -> list[float]:
     return timeit.repeat(plain_round(), number=1, repeat=rounds)
 
 
-def loop_until(begin: float, end: float) -> float:
-    """Returns how many rounds a second the plain loop takes between two moments of ``time.monotonic``."""
+def loop_when_told() -> None:
+    """Says that it is ready; when it is told, how many rounds a second the plain loop takes, over ``SPAN`` seconds."""
     take_round, rounds = plain_round(), 0
     take_round()
-    time.sleep(max(0.0, begin - time.monotonic()))
-    while time.monotonic() < end:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    begin = time.monotonic()
+    while time.monotonic() < begin + SPAN:
         take_round()
         rounds += 1
-    return rounds / (time.monotonic() - begin)
+    print(rounds / (time.monotonic() - begin))
 
 
 @contextmanager
@@ -125,10 +127,14 @@ def slowed(pid: int) -> Iterator[None]:
 
 def capacity(slow: bool = False) -> float:
     """Returns the seconds of a round if the plain loops of all cores shared it. With ``slow`` one is slowed."""
-    begin = time.monotonic() + STARTING
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.perf.runtime", "--loop", str(begin), str(begin + SPAN)]
-    cores = range(len(os.sched_getaffinity(0)))
-    loops = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in cores]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.perf.runtime", "--loop"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    loops = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in os.sched_getaffinity(0)]
+    for loop in loops:
+        assert loop.stdout is not None
+        loop.stdout.readline()
+    for loop in loops:
+        print("go", file=loop.stdin, flush=True)
     with slowed(loops[0].pid) if slow else nullcontext():
         return 1 / sum(float(loop.communicate()[0]) for loop in loops)
 
@@ -327,14 +333,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="rounds of each job (default: 40)")
     parser.add_argument("--record", action="store_true", help=f"write the model's constants to {cost.RECORDED.name}")
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--loop", type=float, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--loop", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     defer_packages()  # FedML's whole package imports with its own pins alone; its runtime does not need it
     if options.stock:
         stock_fedml(options.rounds, options.stock)
         return
     if options.loop:
-        print(loop_until(*options.loop))
+        loop_when_told()
         return
     check_stock()
     loop = statistics.median(plain_loop(options.rounds))

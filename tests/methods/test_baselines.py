@@ -1,5 +1,6 @@
 """The methods on numbers worked out by hand or by a few lines of NumPy, in float64."""
 
+import math
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext, evaluate
-from baselines.base import Aggregator, DivergedError, Hyper, Trainer
+from baselines.base import Aggregator, DivergedError, Hyper, Trainer, clip_there
 from baselines.fedavg import FedAvgTrainer
 from baselines.fedper import FedPerTrainer
 from baselines.local import LocalTrainer
@@ -80,6 +81,20 @@ def test_clipping_leaves_small_gradients_alone() -> None:
     trainer = Method(FedAvgTrainer).build(linear(), lr=1.0, epochs=1, clip_norm=2.0)
     trainer.fit(ONE, FIRST)
     np.testing.assert_allclose(trainer.get_model_params()["weight"], -GRADIENT, atol=1e-12)
+
+
+@pytest.mark.parametrize(("longest", "factor"), [(0.5, 0.1), (5.0, 1.0), (9.0, 1.0)])
+def test_clipping_on_a_device_of_its_own_is_the_same_but_for_rounding(longest: float, factor: float) -> None:
+    gradients = (torch.tensor([[3.0, 0.0]]), torch.tensor([4.0]))
+    clip_there(gradients, torch._foreach_norm(gradients), longest)
+    torch.testing.assert_close(gradients, (torch.tensor([[3 * factor, 0.0]]), torch.tensor([4 * factor])))
+
+
+def test_clipping_on_a_device_of_its_own_hides_no_wild_number() -> None:
+    for wild in (math.nan, math.inf):
+        gradients = (torch.tensor([1.0, wild]),)
+        clip_there(gradients, torch._foreach_norm(gradients), 5.0)
+        assert not gradients[0].isfinite().all()
 
 
 def test_aggregation_weighs_by_samples() -> None:

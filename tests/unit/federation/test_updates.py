@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from baselines.base import Aggregator, Hyper, Params
+from benchmarks.federation.registry import METHODS
 from benchmarks.federation.updates import Updates
 
 SIZES = {3: 5, 4: 7, 8: 1, 9: 11}
@@ -89,3 +90,8 @@ def test_the_first_client_that_sent_a_wild_number_is_known(kind: type[Aggregator
     updates = collect(kind, [8, 9, 4, 3], params)
     updates.aggregate()
     assert updates.wild == 4
+
+
+def test_no_method_here_needs_all_updates_at_once() -> None:
+    for method in METHODS.values():
+        assert method.trainer.aggregator_class.aggregate is Aggregator.aggregate
