@@ -52,11 +52,11 @@ class FedLuarAggregator(Aggregator):
         self.server_state = {**self.updates, "scores": self.scores, "draws": self.draws}
 
     @torch.no_grad()
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
-        new = copy_of(self.shared) | super().aggregate(updates)
+    def of_mean(self, mean: Params, clients: int) -> Params:
+        new = copy_of(self.shared) | mean
         for place, name in enumerate(self.names):
             w, update = self.shared[name], self.updates[name]
-            if name in updates[0][1]:
+            if name in mean:
                 update.copy_(new[name] - w)
                 self.scores[place] = float(update.norm() / w.norm().clamp(min=LEAST))
             else:

@@ -98,9 +98,8 @@ class FedMudAggregator(Aggregator):
         super().set_model_params(model_parameters)
         draw(self.model, self.hyper.magnitude)
 
-    def aggregate(self, updates: list[tuple[float, Params]]) -> Params:
+    def of_mean(self, mean: Params, clients: int) -> Params:
         push(self.model)
-        mean = super().aggregate(updates)
         return copy_of(self.shared) | mean | {NUMBER: self.shared[NUMBER] + 1}
 
 
