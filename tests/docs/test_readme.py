@@ -21,12 +21,14 @@ TYPED_ELSEWHERE = {
     "mpirun -np 3 python benchmarks/run.py": "tests/docs/test_data.py, test_suites.py",
     "python benchmarks/report.py --suite": "tests/docs/test_suites.py",
     "pip install -r requirements.txt": "what ./run_all.sh does in a fresh environment",
+    "source <(pfl-run --print-completion bash)": "tests/unit/federation/test_options.py",
+    "python -m pytest -s -m slow tests/unit/analysis/test_page.py": "the test that it names",
 }
 
 
 def commands() -> list[str]:
-    """Every command line in the pages' shell blocks, without its comment."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL)
+    """Every command line in the pages' shell blocks, without its comment. test_slurm.py runs the batch file."""
+    blocks = re.findall(r"```bash\n(?!#!)(.*?)```", PAGES, re.DOTALL)
     return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 

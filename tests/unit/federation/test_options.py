@@ -102,3 +102,16 @@ def test_bash_completes_names_and_values(typed: str, shown: str) -> None:
 def test_what_is_completed_keeps_nothing_else_out() -> None:
     chosen = parser().parse_args(["--algo", "my_method:Mine", "--dataset", "csv:cells.csv", "--suite", "mine.yaml"])
     assert (chosen.algo, chosen.dataset, chosen.suite) == (["my_method:Mine"], "csv:cells.csv", "mine.yaml")
+
+
+def test_a_shell_completes_options_and_names() -> None:
+    def completed(*words: str) -> list[str]:
+        script = f"""source <({sys.executable} benchmarks/run.py --print-completion bash)
+            COMP_WORDS=(benchmarks/run.py {" ".join(words)}) COMP_CWORD={len(words)}
+            $(complete -p benchmarks/run.py | sed 's/.*-F //; s/ .*//')
+            printf '%s\\n' "${{COMPREPLY[@]}}" """
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("--quantize-d") == ["--quantize-down"]
+    assert sorted(completed("--algo", "local", "fedp")) == ["fedpara", "fedper", "fedprox"]
