@@ -238,10 +238,11 @@ def pss(launcher: psutil.Process) -> int:
     return sum(p.memory_full_info().pss for p in ranks)
 
 
-def first_worker(launcher: psutil.Process) -> int:
-    """Returns the process of rank 1: its doorbell says so."""
+def first_worker(launcher: psutil.Process) -> int | None:
+    """Returns the process of rank 1: its doorbell says so. None: it has not yet joined."""
     ranks = launcher.children(recursive=True)
-    return next(p.pid for p in ranks if any(str(c.laddr).endswith("-1") for c in p.net_connections("unix")))
+    found = (p.pid for p in ranks if any(str(c.laddr).endswith("-1") for c in p.net_connections("unix")))
+    return next(found, None)
 
 
 def watch(command: list[str], ready: Path, stderr: int | None = None, slow: bool = False) -> dict[str, float]:
@@ -258,8 +259,8 @@ def watch(command: list[str], ready: Path, stderr: int | None = None, slow: bool
         while job.poll() is None:
             time.sleep(0.1 if slow else 0.5)
             if ready.exists():
-                if slow:
-                    stack.enter_context(slowed(first_worker(process)))
+                if slow and (worker := first_worker(process)):
+                    stack.enter_context(slowed(worker))
                     slow = False
                 try:
                     peak = max(peak, pss(process))
