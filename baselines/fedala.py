@@ -78,6 +78,7 @@ class FedAlaTrainer(Trainer):
         chosen = torch.randperm(len(y)).to(y.device)[: max(1, int(self.hyper.weight_share * len(y)))]
         moves = {name: p.detach() - self.own[name] for name, p in self.mixed.items()}  # Θ − Θ_i
         everything, self.trainable = self.trainable, list(self.mixed.values())  # type: ignore[arg-type]
+        training = self.model.training
         self.model.eval()
         self.blend(moves, weights)
         losses: list[float] = []
@@ -93,6 +94,7 @@ class FedAlaTrainer(Trainer):
             if len(losses) > REMEMBERED and pstdev(losses[-REMEMBERED:]) < self.hyper.threshold:
                 break
         self.trainable = everything
+        self.model.train(training)
 
     @torch.no_grad()
     def blend(self, moves: Params, weights: Params) -> None:

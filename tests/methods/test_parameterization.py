@@ -17,7 +17,7 @@ from pfedpara.trainer import Method
 
 FACTORS = get_args(Factors)
 TRAINED = {"local", "fedper", "pfedme", "ditto", "apfl"}  # whatever the weights
-OWN = {"fedrep", "lg-fedavg", "fedbabu", "per-fedavg", "fedbn", "fedavg-ft"}  # received, whatever the weights
+OWN = {"fedala", "fedrep", "lg-fedavg", "fedbabu", "per-fedavg", "fedbn", "fedavg-ft"}  # received, whatever the weights
 
 
 def model() -> nn.Module:
