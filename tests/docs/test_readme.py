@@ -149,9 +149,19 @@ def test_every_program_explains_itself_and_the_options_and_files_that_they_name(
         assert (ROOT / path).exists(), path
     known = "".join(map(explained, PROGRAMS))
     named = {option for code in re.findall(r"`([^`\n]+)`", PAGES) for option in re.findall(r"(?<!\S)--[a-z-]+", code)}
-    # Of run_all.sh, which has no help, and of mpirun, pip, podman and mlflow.
+    # Of run_all.sh, which has no help, and of mpirun, Slurm, pip, podman and mlflow.
     named -= {"--quick", "--frontier", "--compatibility", "--paper", "--paper-unipen"}
-    named -= {"--oversubscribe", "--no-deps", "--shm-size", "--build-arg", "--user", "--userns", "--backend-store-uri"}
+    named -= {
+        "--mpi",
+        "--gres",
+        "--oversubscribe",
+        "--no-deps",
+        "--shm-size",
+        "--build-arg",
+        "--user",
+        "--userns",
+        "--backend-store-uri",
+    }
     assert [option for option in sorted(named) if option not in known] == []
 
 

@@ -17,7 +17,17 @@ from pfedpara.trainer import Method
 
 FACTORS = get_args(Factors)
 TRAINED = {"local", "fedper", "pfedme", "ditto", "apfl"}  # whatever the weights
-OWN = {"fedala", "fedrep", "lg-fedavg", "fedbabu", "per-fedavg", "fedbn", "fedavg-ft"}  # received, whatever the weights
+OWN = {
+    "fedala",
+    "feddbe",
+    "fedrep",
+    "lg-fedavg",
+    "fedbabu",
+    "per-fedavg",
+    "fedbn",
+    "fedavg-ft",
+}  # received, whatever the weights
+PRIVATE = {"pfedpara", "fedsa"}  # weights of which a half stays at the client
 
 
 def model() -> nn.Module:
@@ -29,7 +39,8 @@ CASES = [
     (algo, weights)
     for algo, method in METHODS.items()
     for weights in ([method.factors] if method.factors else ["dense", *FACTORS])
-    if not (algo in ("ditto", "apfl") and weights == "pfedpara")
+    if not (algo in ("ditto", "apfl", "pooled") and weights in PRIVATE)
+    and not (algo == "fedmud" and weights != "dense")
 ]
 
 
@@ -37,7 +48,7 @@ CASES = [
 def test_what_is_judged_and_restating_it_changes_nothing(algo: str, weights: str) -> None:
     method = find_method(algo, weights)
     restated = type("Restated", (method.trainer,), {"judged_on": method.trainer.judged_on})
-    trained = algo in TRAINED or (weights == "pfedpara" and algo not in OWN)
+    trained = algo in TRAINED or (weights in PRIVATE and algo not in OWN)
     for same in (method, method._replace(trainer=restated)):
         assert same.build(model()).judged_on == ("trained" if trained else "received")
 
@@ -53,7 +64,7 @@ def test_fedavg_on_factors_goes_by_their_name(factors: str) -> None:
     assert by_name == by_weights == chosen("--algo", factors, "fedavg", "--parameterization", factors)
     (settings,) = by_name
     assert (settings.algo, settings.parameterization, settings.label) == (factors, factors, factors)
-    assert settings.tuned
+    assert bool(settings.tuned) == (factors in options.load_tuned("mnist5k", "mlp"))
     assert settings.directory == Path("runs/mnist5k-dirichlet:0.5") / factors / "seed0"
     assert METHODS[factors] == find_method("fedavg", factors)
     record = settings.record() | {"algo": "fedavg"}  # as it was written once
