@@ -114,10 +114,10 @@ def test_kernels_with_few_inputs_are_matrices() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_pfedpara_has_private_tensors_and_the_summary_counts_them(method: Method) -> None:
+def test_pfedpara_and_fedsa_alone_have_private_tensors_and_the_summary_counts_them(method: Method) -> None:
     model = net(method)
     shared, private = split_parameters(model)
-    assert bool(private) == (method == "pfedpara")
+    assert bool(private) == (method in ("pfedpara", "fedsa"))
     rows = summarize(model)
     assert sum(row.shared for row in rows) == sum(p.numel() for p in shared.values())
     assert sum(row.private for row in rows) == sum(p.numel() for p in private.values())
