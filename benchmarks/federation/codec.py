@@ -134,6 +134,13 @@ def known(received: Tensor, like: Mapping[str, Tensor], differences: Collection[
     )
 
 
+def reference(
+    received: Mapping[str, Tensor], like: Mapping[str, Tensor], differences: Collection[str], form: str
+) -> Tensor | None:
+    """Returns ``known`` of an update with the shapes of ``like``; None where ``form`` sends values, and needs none."""
+    return None if form == UNQUANTIZED else known(select(received, like), like, differences)
+
+
 def feedback(trainer: Trainer, spec: str) -> Params:
     """Returns what a client keeps for the codec ``spec``: of each tensor that travels in part, what was left out, 0.
 
@@ -154,11 +161,8 @@ def add_waiting(values: Tensor, like: Mapping[str, Tensor], waiting: Params) -> 
 
 def keep_waiting(waiting: Params, left_out: Tensor, like: Mapping[str, Tensor]) -> None:
     """Makes ``waiting`` what was ``left_out`` (n,) of the tensors ``like``; the others wait on."""
-    if waiting:
-        parts = unflatten(left_out, like)
-        copy_into(
-            {name: waiting[name] for name in like if name in waiting}, {n: parts[n] for n in like if n in waiting}
-        )
+    parts = unflatten(left_out, like)
+    copy_into({name: waiting[name] for name in like if name in waiting}, {n: parts[n] for n in like if n in waiting})
 
 
 def divide(flat: Tensor, like: Mapping[str, Tensor], partial: Collection[str]) -> tuple[Tensor, Tensor]:

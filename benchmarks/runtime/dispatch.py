@@ -57,6 +57,11 @@ class Speeds:
             seconds, samples = map(sum, zip(*self.measured.values(), strict=True))
         return seconds / samples if samples else GUESS
 
+    @property
+    def paces(self) -> dict[int, float]:
+        """``pace`` of each worker that trains."""
+        return {worker: self.pace(worker) for worker in self.active}
+
     def choose(self, threads: int) -> None:
         """Lets the quickest workers of each host train, as many as its cores carry; more would share a core.
 
@@ -131,8 +136,7 @@ class Plan:
         self.answered: set[int] = set()
         self.window = max(AHEAD * len(speeds.active), int(HELD // update_bytes) if update_bytes else len(sizes))
         in_turn = sizes if self.window < len(sizes) else largest_first(sizes)
-        paces = {worker: speeds.pace(worker) for worker in speeds.active}
-        self.unsent: Shares = balance(in_turn, home, paces, PATIENCE, self.move_seconds)
+        self.unsent: Shares = balance(in_turn, home, speeds.paces, PATIENCE, self.move_seconds)
         self.sent: Shares = {worker: [] for worker in speeds.active}
         self.begun = dict.fromkeys(speeds.active, 0.0)  # when a worker began with the first that it has been sent
         self.at = {client: worker for worker, own in self.unsent.items() for client in own}

@@ -24,7 +24,6 @@ from benchmarks.federation.rounds import (
     judged_in_training,
     take_rounds,
 )
-from benchmarks.federation.settings import UNQUANTIZED
 from benchmarks.federation.summary import finish
 from benchmarks.federation.updates import Updates
 from benchmarks.runtime.dispatch import Plan, Speeds, largest_first, place
@@ -135,9 +134,7 @@ class Server(Node):
         arriving = set(participants.arriving)
         sent = run.trainer.changing(run.progress.round - 1)
         received = codec.unflatten(downlink.received, run.trainer.travelling)
-        known = None
-        if run.settings.uplink != UNQUANTIZED:
-            known = codec.known(codec.select(received, sent), sent, run.trainer.differences)
+        known = codec.reference(received, sent, run.trainer.differences, run.settings.uplink)
         self.speeds.choose(run.settings.threads)
         plan = Plan(
             self.speeds,
@@ -250,16 +247,14 @@ class Server(Node):
         """Returns the worker that judges each client: where its state lies, if it has one, else who is done first."""
         stays = run.progress.seen if run.trainer.kept else set()
         found = {client: self.home[client] for client in stays}
-        sizes, paces = dict(enumerate(run.sizes)), {worker: self.speeds.pace(worker) for worker in self.speeds.active}
-        shares, _ = place(largest_first(sizes), found, paces, math.inf)
+        shares, _ = place(largest_first(dict(enumerate(run.sizes))), found, self.speeds.paces, math.inf)
         return {client: worker for worker, own in shares.items() for client in own} | found
 
     def welcome(self, run: Run, downlink: Downlink) -> Steps[Newcomers]:
         """As ``Clients.welcome``."""
         sizes = run.store.sizes("train").tolist()
         new = {client: sizes[client] for client in range(run.settings.clients, len(sizes))}
-        paces = {worker: self.speeds.pace(worker) for worker in self.speeds.active}
-        shares, _ = place(largest_first(new), {}, paces, 0)
+        shares, _ = place(largest_first(new), {}, self.speeds.paces, 0)
         found, number = Newcomers(), run.progress.round
         for worker in self.workers:
             own = shares.get(worker, [])

@@ -109,12 +109,13 @@ class Share:
         sent = trainer.changing(number - 1)
         form, waiting = self.settings.uplink, trainer.feedback
         stream = partial(codec.random_stream, "up", self.settings.seed, client, number)
-        known = codec.known(codec.select(received, sent), sent, trainer.differences)
+        known = codec.reference(received, sent, trainer.differences, form)
         shared = codec.flatten(trainer.get_model_params())
         wanted = codec.add_waiting(shared, sent, waiting)
         packed = codec.pack(wanted, known, sent, form, stream(), waiting)
         arrives = codec.unpack(packed["tensors"], known, sent, form, stream(), waiting)
-        codec.keep_waiting(waiting, wanted - arrives, sent)
+        if waiting:
+            codec.keep_waiting(waiting, wanted - arrives, sent)
         trainer.settle(codec.unflatten(arrives.to(self.device), sent))
         if state := trainer.get_private_state():
             self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
