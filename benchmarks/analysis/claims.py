@@ -6,7 +6,6 @@ A folder is named after its suite, which tells the scenario. docs/paper.md has t
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.analysis.load import ReportError
 from benchmarks.analysis.statistics import half_interval
-from benchmarks.analysis.steps import FIGURES, Runs, by_label, forms, words
+from benchmarks.analysis.steps import FIGURES, Runs, by_label, differences, forms, words
 from benchmarks.styles import style_of
 from benchmarks.terminal import printable
 
@@ -54,15 +53,9 @@ PANELS = {
 }
 
 
-def differences(runs: Runs, one: str, other: str) -> list[float]:
-    """Returns the first method's accuracy less the second's, for each seed that both have."""
-    ours, theirs = runs.get(one, {}), runs.get(other, {})
-    return [ACCURACY(ours[seed]) - ACCURACY(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-
-
 def judge_above(gains: list[float]) -> str:
     """Returns whether a first method is above a second one by these differences, paired by seed."""
-    half = half_interval(gains) if gains else math.nan
+    half = half_interval(gains)
     if not abs(mean := float(np.mean(gains or [0]))) > half:
         return "open"
     return "holds" if mean > 0 else "contradicted"
@@ -70,7 +63,7 @@ def judge_above(gains: list[float]) -> str:
 
 def judge_close(gains: list[float]) -> str:
     """Returns whether two methods are close together by these differences, paired by seed."""
-    half = half_interval(gains) if gains else math.nan
+    half = half_interval(gains)
     away = abs(float(np.mean(gains or [0])))
     if away + half <= CLOSE:
         return "holds"
@@ -81,10 +74,10 @@ def statements(scenario: Scenario, runs: Runs) -> list[tuple[str, list[float], s
     """Returns each statement of the paper about a scenario, its differences paired by seed, and what they say."""
     found = []
     for one, other in scenario.above:
-        gains = differences(runs, one, other)
+        gains = differences(runs, one, other, ACCURACY)
         found.append((f"`{one}` above `{other}`", gains, judge_above(gains)))
     for one, other in scenario.close:
-        gains = differences(runs, one, other)
+        gains = differences(runs, one, other, ACCURACY)
         found.append((f"`{one}` and `{other}` close together", gains, judge_close(gains)))
     return found
 
@@ -121,7 +114,7 @@ def against(runs: Runs, ours: str = "pfedpara") -> str:
     """Returns a row for each other method: how far ``ours`` is above it."""
     lines = [f"| `{ours}` against | difference, points | seeds |", "|---|---:|---:|"]
     for other in sorted(runs.keys() - {ours}):
-        gains = differences(runs, ours, other)
+        gains = differences(runs, ours, other, ACCURACY)
         lines.append(f"| `{other}` | {words(gains, '+')} | {len(gains)} |")
     return "\n".join(lines)
 

@@ -66,15 +66,20 @@ def forms(runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def differences(runs: Runs, one: str, other: str, value: Callable[[EndedRun], float]) -> list[float]:
+    """Returns the first form's ``value`` less the second's, for each seed that both have."""
+    ours, theirs = runs.get(one, {}), runs.get(other, {})
+    return [value(ours[seed]) - value(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+
+
 def steps(studies: dict[str, Runs], value: Callable[[EndedRun], float]) -> str:
     """Returns a row for each step and a column for each study: the difference, and over how many seeds."""
     lines = ["| step | " + " | ".join(studies) + " |", "|---|" + "---:|" * len(studies)]
     for step, (label, without) in STEPS.items():
         cells = []
         for runs in studies.values():
-            one, other = runs.get(label, {}), runs.get(without, {})
-            both = sorted(one.keys() & other.keys())
-            cells.append(f"{words([value(one[s]) - value(other[s]) for s in both], '+')} ({len(both)})")
+            gains = differences(runs, label, without, value)
+            cells.append(f"{words(gains, '+')} ({len(gains)})")
         lines.append(f"| {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -32,12 +32,11 @@ def trials(folder: Path) -> dict[str, Any]:
     for run in load([folder]):
         if not run.settings["tuning"]:
             raise ReportError(f"{run.folder} is not of samples set aside for tuning; give runs made by --tuning")
-        hyper = run.hyper
-        rate = "personal_lr" if "personal_lr" in hyper else "lr"
-        found[run.summary["label"].partition(",")[0]][hyper[rate], hyper["clip_norm"]].append(run)
+        values = run.hyper[_rate(run)], run.hyper["clip_norm"]
+        found[run.summary["label"].partition(",")[0]][values].append(run)
     methods = {}
     for label, tried in sorted(found.items()):
-        rate = "personal_lr" if "personal_lr" in next(iter(tried.values()))[0].hyper else "lr"
+        rate = _rate(next(iter(tried.values()))[0])
         rows = [
             {rate: lr, "clip_norm": clip, "score": round(float(np.mean([_score(run) for run in runs])), 4)}
             | {"gradients": sum(run.summary["work"]["gradients"]["training"] for run in runs)}
@@ -47,6 +46,11 @@ def trials(folder: Path) -> dict[str, Any]:
         best = max(rows, key=lambda row: row["score"])
         methods[label] = {"chosen": {name: best[name] for name in VARIED if name in best}, "trials": rows}
     return methods
+
+
+def _rate(run: EndedRun) -> str:
+    """Returns the name of the learning rate that a grid of the run's method goes over."""
+    return "personal_lr" if "personal_lr" in run.hyper else "lr"
 
 
 def _score(run: EndedRun) -> float:

@@ -13,21 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.perf.runtime import ROOT, watch
-from pfedpara.streams import stream_seed
+from benchmarks.perf.runtime import ROOT, made_up, watch
 
 SAMPLES = 50
 
 
 def measure(ranks: int, clients: int, participants: int, rounds: int, folder: Path) -> tuple[float, float]:
     """Returns milliseconds per participating client, and the largest memory of all ranks together (PSS, MB)."""
-    data, out = folder / f"{clients}.npz", folder / f"{ranks}-{clients}-{participants}"
-    if not data.exists():
-        stream = np.random.default_rng(stream_seed("made-up digits", clients))
-        x = stream.integers(0, 256, (clients * SAMPLES, 28, 28), np.uint8)
-        np.savez(data, x=x, y=np.arange(len(x)) % 10)
+    out = folder / f"{ranks}-{clients}-{participants}"
+    data = made_up(folder / f"{clients}.npz", clients * SAMPLES, (28, 28), "made-up digits", clients)
     command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--algo", "pfedme"]
     command += ["--dataset", f"npz:{data}", "--partition", "iid", "--clients", str(clients), "--rounds", str(rounds)]
     command += ["--clients-per-round", str(participants), "--epochs", "1", "--batch-size", "10", "--lr", "0.01"]

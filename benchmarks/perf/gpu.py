@@ -17,28 +17,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from benchmarks.perf.runtime import ROOT
-from pfedpara.streams import stream_seed
+from benchmarks.perf.runtime import ROOT, made_up
 
 CLIENTS, BATCH = 10, 50
-WORK = {"mlp": (28, 28), "cnn": (32, 32, 3)}  # a picture's shape by model
-
-
-def make_data(model: str, samples: int, folder: Path) -> Path:
-    """Writes so many made-up pictures to train on for each client. Returns the file."""
-    path = folder / f"{model}.npz"
-    if not path.exists():
-        stream = np.random.default_rng(stream_seed("made-up pictures", samples))
-        n = -(-CLIENTS * samples * 10 // 7)
-        np.savez(path, x=stream.integers(0, 256, (n, *WORK[model]), np.uint8), y=np.arange(n) % 10)
-    return path
+WORK: dict[str, tuple[int, ...]] = {"mlp": (28, 28), "cnn": (32, 32, 3)}  # a picture's shape by model
 
 
 def measure(model: str, algo: str, device: str, ranks: int, rounds: int, samples: int, folder: Path) -> dict[str, Any]:
     """Returns a job's seconds a round and its shared tensors. Raises SystemExit where it fails."""
     out = folder / f"{model}-{algo}-{device}-{ranks}"
+    n = -(-CLIENTS * samples * 10 // 7)  # 70 % are for training
+    data = made_up(folder / f"{model}.npz", n, WORK[model], "made-up pictures", samples)
     command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--algo", algo, "--model", model]
-    command += ["--dataset", f"npz:{make_data(model, samples, folder)}", "--partition", "iid", "--lr", "0.01"]
+    command += ["--dataset", f"npz:{data}", "--partition", "iid", "--lr", "0.01"]
     command += ["--clients", str(CLIENTS), "--rounds", str(rounds), "--epochs", "1", "--batch-size", str(BATCH)]
     command += ["--eval-every", "0", "--overwrite", "--device", device, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

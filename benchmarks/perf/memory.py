@@ -14,12 +14,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import psutil
 from torch import nn
 
-from benchmarks.perf.runtime import ROOT
-from pfedpara.streams import stream_seed
+from benchmarks.perf.runtime import ROOT, made_up
 
 HIDDEN = 18_868  # 784 · h + h + h · 10 + 10 = 15 million
 SAMPLES = 10
@@ -60,11 +58,8 @@ def peak_of_rank_0(launcher: psutil.Process, run: Path) -> float:
 
 def measure(ranks: int, clients: int, rounds: int, folder: Path, *options: str) -> Peak:
     """Runs a job of so many ``clients``, all of which take part in each round. Raises SystemExit where it fails."""
-    data, out = folder / f"{clients}.npz", folder / f"np{ranks}"
-    if not data.exists():
-        stream = np.random.default_rng(stream_seed("made-up digits", clients))
-        n = -(-clients * SAMPLES * 10 // 7)  # 70 % are for training
-        np.savez(data, x=stream.integers(0, 256, (n, 28, 28), np.uint8), y=np.arange(n) % 10)
+    n = -(-clients * SAMPLES * 10 // 7)  # 70 % are for training
+    data, out = made_up(folder / f"{clients}.npz", n, (28, 28), "made-up digits", clients), folder / f"np{ranks}"
     command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--algo", "fedavg"]
     command += ["--model", f"{__spec__.name}:wide", "--dataset", f"npz:{data}", "--partition", "iid"]
     command += ["--clients", str(clients), "--clients-per-round", str(clients), "--rounds", str(rounds)]

@@ -57,6 +57,14 @@ def model() -> Any:
     return build_model(MODEL, (28, 28), 10, (0.5,), (0.5,))
 
 
+def made_up(path: Path, samples: int, shape: tuple[int, ...], *keys: Any) -> Path:
+    """Writes so many pictures of ten classes, drawn from the stream of ``keys``, unless they are there. Returns it."""
+    if not path.exists():
+        stream = np.random.default_rng(stream_seed(*keys))
+        np.savez(path, x=stream.integers(0, 256, (samples, *shape), np.uint8), y=np.arange(samples) % 10)
+    return path
+
+
 def plain_round() -> Callable[[], None]:
     """Returns what takes a round of FedAvg as anybody would write it in one process."""
     import torch
