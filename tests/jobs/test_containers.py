@@ -100,7 +100,13 @@ def test_large_messages_of_eleven_ranks_leave_a_small_dev_shm_free() -> None:
 def test_what_the_other_ranks_took_before_the_first_one_looked_is_not_held_against_them() -> None:
     done = with_memory("700k", *send(4), LATE="1")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "0.4 MB are free" in with_memory("400k", *send(4), LATE="1").stderr
+
+
+@needs_mounts
+def test_no_rank_touches_memory_that_is_not_there_before_the_first_one_looked() -> None:
+    done = with_memory("400k", *send(4), LATE="1")
+    assert done.returncode == 1  # not SIGBUS's
+    assert "0.4 MB are free" in done.stderr
 
 
 @needs_mounts

@@ -64,10 +64,9 @@ def fit_memory() -> str | None:
     ranks, size = int(os.environ["MPI_LOCALNRANKS"]), os.statvfs(SHARED)
     cells = CELLS if 2 * ranks * (CELLS * CELL + QUEUE) < size.f_blocks * size.f_frsize else FEW_CELLS
     os.environ["MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS"] = str(cells)
-    if os.environ["MPI_LOCALRANKID"] != "0":
-        return None
-    needed, free = ranks * (cells * CELL + QUEUE), size.f_bavail * size.f_frsize + taken()
-    if free > needed:
+    needed, free = ranks * (cells * CELL + QUEUE), size.f_bavail * size.f_frsize
+    # Each rank asks: the kernel kills whichever first touches memory that is not there, and no other one can say why.
+    if free > needed or (free := free + taken()) > needed:
         return None
     return (
         f"{ranks} ranks on one host need {needed / 1e6:.1f} MB in {SHARED}, and {free / 1e6:.1f} MB are free there: "
