@@ -2,8 +2,9 @@
 
 ``import fedml`` loads its cloud agent, and through it wandb, boto3, SQLAlchemy, FastAPI, Docker and torchvision's model
 zoo: three quarters of a rank's start-up and a third of its memory. Deferring the ``__init__`` of three packages is
-enough. Their submodules import as ever, and the first access to a name of the package itself runs its ``__init__``, so
-nothing behaves differently; it only happens when somebody needs it.
+enough, and of boto3's, which TensorBoard imports wherever it is. Their submodules import as ever, and the first access
+to a name of the package itself runs its ``__init__``, so nothing behaves differently; it only happens when somebody
+needs it.
 """
 
 import importlib
@@ -15,7 +16,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-DEFERRED = frozenset({"fedml", "fedml.core.mlops", "torchvision"})
+DEFERRED = frozenset({"boto3", "fedml", "fedml.core.mlops", "torchvision"})
 
 
 class _DeferredLoader(Loader):
