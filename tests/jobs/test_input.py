@@ -137,7 +137,7 @@ def test_one_rank_speaks_for_all(tmp_path: Path, words: tuple[str, ...], ranks: 
 
 @pytest.mark.slow
 def test_a_refusal_is_never_lost(tmp_path: Path) -> None:
-    for _ in range(12):
+    for _ in range(6):
         assert "fedprox2" in refusal(tmp_path, "--algo", "fedprox2", ranks=2)
 
 

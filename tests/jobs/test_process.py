@@ -195,12 +195,12 @@ def test_nothing_stays_of_a_job(options: tuple[str, ...], status: int, fork: str
 
 @pytest.mark.slow
 def test_no_process_outlives_a_job_that_ends_while_it_starts(tmp_path: Path) -> None:
-    for tenth in range(0, 40, 4):
+    for tenth in range(0, 40, 8):
         job = start(*ENDLESS, "--out", str(tmp_path), ranks=3)
         assert wait_until(lambda known=job: len(family(known)) == 2 + 3, 30)
         time.sleep(tenth / 10)
         processes = family(job)
-        victim = processes[tenth // 4 % len(processes)]
+        victim = processes[tenth // 8 % len(processes)]
         victim.kill()
         job.communicate(timeout=60)
         assert wait_until(lambda known=processes: not alive(known, tmp_path), DOWN_WITHIN), f"{victim} at {tenth}/10 s"
@@ -361,7 +361,7 @@ def test_a_job_that_starts_otherwise_gives_the_same_bits(usual: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_mpirun_returns_0_each_time(tmp_path: Path) -> None:
-    for time_ in range(3):
+    for time_ in range(2):
         done = run(*ONE, "--out", str(tmp_path / str(time_)), ranks=11)
         assert (done.returncode, done.stderr) == (0, "")
         shutil.rmtree(tmp_path / str(time_))

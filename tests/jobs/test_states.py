@@ -1,6 +1,8 @@
 """Clients' private states: moved between ranks, kept in files, and the same bits wherever they are."""
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,24 @@ from tests.support import directory, run, same_findings, start, summary
 FAULTS = ("--dropout", "0.2", "--stragglers", "0.3", "--deadline", "1.5")
 
 
+MOVING = ("pfedpara", "pfedme", "local")
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs methods with private states on so many ranks, and returns the folder; the same job only once."""
+
+    @cache
+    def ran(ranks: int, *options: str) -> Path:
+        out = tmp_path_factory.mktemp("job")
+        words = ("--algo", *MOVING, "--rounds", "5", "--epochs", "1", "--clients-per-round", "6", *options)
+        done = run(*words, "--out", str(out), ranks=ranks)
+        assert (done.returncode, done.stderr) == (0, "")
+        return out
+
+    return ran
+
+
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [
@@ -21,18 +41,15 @@ FAULTS = ("--dropout", "0.2", "--stragglers", "0.3", "--deadline", "1.5")
         pytest.param(5, (*FAULTS, "--state-dir"), marks=pytest.mark.slow),
     ],
 )
-def test_moving_states_and_faults_change_no_bit(tmp_path: Path, ranks: int, options: tuple[str, ...]) -> None:
+def test_moving_states_and_faults_change_no_bit(
+    ended: Callable[..., Path], tmp_path: Path, ranks: int, options: tuple[str, ...]
+) -> None:
     """Clients' states in files or in memory, moved between ranks or not."""
     in_files = "--state-dir" in options
     faults = tuple(option for option in options if option != "--state-dir")
-    algos, rounds = ("pfedpara", "pfedme", "local"), ("--rounds", "5", "--epochs", "1", "--clients-per-round", "6")
-    longer = ("--algo", *algos, *rounds, *faults)
-    alone, spread = tmp_path / "alone", tmp_path / "spread"
-    state_dir = ("--state-dir", str(tmp_path / "states")) * in_files
-    for out, n, own in ((alone, 1, ()), (spread, ranks, state_dir)):
-        done = run(*longer, *own, "--out", str(out), ranks=n)
-        assert (done.returncode, done.stderr) == (0, "")
-    for algo in algos:
+    alone = ended(1, *faults)
+    spread = ended(ranks, *faults, *("--state-dir", str(tmp_path / "states")) * in_files)
+    for algo in MOVING:
         same_findings(directory(spread, algo), directory(alone, algo))
         assert summary(spread, algo)["moved"]["parameters"] > 0
         assert summary(alone, algo)["moved"] == {"parameters": 0, "bytes": 0}
