@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The comparisons: installs on first use, runs the methods, prints the tables and says where the pictures are.
-#   ./run_all.sh                   every method × seeds 0 … 4 × {dirichlet:0.5, shards:2}, 15 rounds; docs/results.md
+#   ./run_all.sh                   every method × seeds 0 … 4 on mnist5k, {dirichlet:0.5, shards:2}, and on the data of
+#                                  each suite full-*.yaml that are here; docs/results.md
 #   ./run_all.sh --compatibility   optimizers × {dense, low-rank, FedPara} × {32, 8 bits}, 3 seeds, 6 rounds;
 #                                  docs/compatibility.md
 #   ./run_all.sh --paper           each suite paper-*.yaml whose data can be had, then docs/paper.md's tables; hours
@@ -13,21 +14,35 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . ./environment.sh requirements.lock
 
-if [ "${1:-}" = --paper ]; then
+compare() { mpirun -np "${RANKS:-$(($(nproc) + 1))}" python benchmarks/run.py --suite "$@"; }
+elsewhere() { [[ " $* " == *" --out "* ]]; }
+
+name=${1:-} && name=${name#--}
+if [ -n "$name" ] && [ -f "benchmarks/suites/$name.yaml" ]; then
   shift
-  ran=() failed=()
-  for suite in benchmarks/suites/paper-*.yaml; do
-    name=$(basename "$suite" .yaml)
-    if ./run_all.sh "--$name" "$@"; then ran+=("runs/$name"); else failed+=("$name"); fi
-  done
-  if [ ${#ran[@]} != 0 ] && [[ " $* " != *" --out "* ]]; then
-    python -m benchmarks.analysis.claims "${ran[@]}" --picture runs/fig5.png
-  fi
-  [ ${#failed[@]} = 0 ] || { echo "left out, as said above: ${failed[*]}" >&2 && exit 1; }
+  compare "$name" "$@"
+  python benchmarks/report.py --suite "$name" --run "$@"
+  if [ "$name" = frontier ] && ! elsewhere "$@"; then python -m benchmarks.analysis.frontier runs/frontier; fi
   exit
 fi
-suite=full
-if [ $# -gt 0 ] && [ -f "benchmarks/suites/${1#--}.yaml" ]; then suite=${1#--} && shift; fi
-mpirun -np "${RANKS:-$(($(nproc) + 1))}" python benchmarks/run.py --suite "$suite" "$@"
-python benchmarks/report.py --suite "$suite" --run "$@"
-if [ "$suite" = frontier ] && [[ " $* " != *" --out "* ]]; then python -m benchmarks.analysis.frontier runs/frontier; fi
+
+suites=(benchmarks/suites/full{,-*}.yaml)
+if [ "$name" = paper ]; then shift && suites=(benchmarks/suites/paper-*.yaml); fi
+folders=() missing=()
+for suite in "${suites[@]}"; do
+  suite=$(basename "$suite" .yaml)
+  if compare "$suite" "$@"; then
+    folders+=("runs/$suite")
+  elif [ $? = 2 ]; then # run.py has said what is wrong: that its data are not there, mostly
+    missing+=("$suite")
+  else
+    exit 1
+  fi
+done
+[ ${#missing[@]} = 0 ] || echo "left out, as said above: ${missing[*]}" >&2
+[ ${#folders[@]} != 0 ] || exit 2
+if elsewhere "$@"; then folders=(); fi # the report finds the folder itself
+python benchmarks/report.py "${folders[@]}" --suite "$(basename "${suites[0]}" .yaml)" --run "$@"
+if [ "$name" = paper ] && ! elsewhere "$@"; then
+  python -m benchmarks.analysis.claims "${folders[@]}" --picture runs/fig5.png
+fi

@@ -73,7 +73,7 @@ def read_suite(name: str) -> dict[str, Any]:
     """
     path = find_suite(name)
     try:
-        suite = _with_underscores(files.read_yaml(path))
+        suite = _whole(path)
         _check_keys(suite, [*RUN, "runs", *SECTIONS])
         runs = suite.get("runs", [{}])
         if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
@@ -87,6 +87,16 @@ def read_suite(name: str) -> dict[str, Any]:
         text = str(error)
         raise UsageError(text if text.startswith(str(path)) else f"{path}: {text}") from None
     return suite
+
+
+def _whole(path: Path, *above: Path) -> dict[str, Any]:
+    """Returns what the file says, over what the suite says that it names by ``suite``. Raises ValueError."""
+    own = _with_underscores(files.read_yaml(path))
+    if (base := own.pop("suite", None)) is None:
+        return own
+    if (below := find_suite(str(base))) in (path, *above):
+        raise ValueError(f"suite: {base!r} builds on this one; name a suite that does not")
+    return _whole(below, path, *above) | own
 
 
 def _with_underscores(suite: Mapping[Any, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from benchmarks.federation import planning
 from benchmarks.federation.command_line import parser
 from benchmarks.federation.options import settings_of
 from benchmarks.federation.settings import Settings
-from benchmarks.federation.suites import FOLDER, UsageError
+from benchmarks.federation.suites import FOLDER, UsageError, read_suite
 from benchmarks.federation.tuning import take_suite
 from data_partitions import prepare
 from data_partitions.build import BUILT
@@ -68,6 +68,8 @@ def test_the_suites_that_come_along_run_what_run_all_ran() -> None:
     assert [s.label for s in quick] == ["local", "fedavg", "fedper", "pfedme", "pfedpara"]
     assert {(s.rounds, s.partition, s.seed, s.out) for s in quick} == {(10, "dirichlet:0.5", 0, Path("runs/quick"))}
     assert len(full) == 20 * 5 * 2
+    speech = chosen("--suite", "full-speech")
+    assert [(s.label, s.seed) for s in speech] == [(s.label, s.seed) for s in full[: 5 * 20]]
     assert len({s.label for s in compatibility}) == 7 * 3 * 2
     assert {(s.rounds, s.eval_every) for s in compatibility} == {(6, 0)}
 
@@ -99,6 +101,18 @@ def test_a_report_of_a_suite_goes_by_what_run_took_beside_it(
     assert page.read_text() == "# Results\n\nA table.\n"
 
 
+def test_a_suite_builds_on_another_and_wins_key_by_key(suite: Any, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("{rounds: 7, seed: [0, 1], hyper: {lr: 0.2}, report: {target: 0.5}}")
+    words = suite(f"{{suite: {tmp_path / 'base.yaml'}, rounds: 3, clients-per-round: 4}}")
+    assert {(s.rounds, s.seed, s.clients_per_round, s.hyper["lr"]) for s in chosen(*words)} == {
+        (3, 0, 4, 0.2),
+        (3, 1, 4, 0.2),
+    }
+    assert read_suite(words[1])["report"].target == 0.5
+    with pytest.raises(UsageError, match=r"mine.yaml: suite: .* builds on this one; name a suite that does not"):
+        chosen(*suite(f"suite: {words[1]}"))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -114,6 +128,7 @@ def test_a_report_of_a_suite_goes_by_what_run_took_beside_it(
         ("hyper: [0.1]", "hyper: names with values are right, such as gamma: 0.5, got [0.1]"),
         ("report: {tarket: 0.9}", "report: no option 'tarket'; did you mean 'target'?"),
         ("tune: {trials: 0}", "tune: trials: input should be greater than or equal to 1, got 0"),
+        ("suite: fulll", "there is no file 'fulll', and no suite 'fulll'; did you mean 'full'?"),
         ("preset: cifar", "no preset 'cifar'; did you mean 'cifar10'?"),
         ("name: a/b", "--name: 'a/b' cannot be a folder's name"),
         ("{algo: fedavg, dense: classifier}", "--dense classifier: fedavg has no factors"),
