@@ -23,12 +23,18 @@ STEPS = {
     "W2, against W2 = 0": (DENSE, f"{DENSE}-frozen"),
     "D added, at a tenth of the rate": (f"{DENSE}-additive", DENSE),
     "factors in turn": (f"{DENSE}-alternate", DENSE),
+    "in turn, against both at half the rank": (f"{DENSE}-alternate", f"{DENSE}-half"),
+    "D added to factors in turn": (f"{DENSE}-alternate-additive", f"{DENSE}-alternate"),
+    "Adam, against SGD": (f"{DENSE}-adam", DENSE),
+    "fine-tuned FedAvg with Adam, against SGD": ("fedavg-ft-adam", "fedavg-ft"),
     "a private head": (f"fedper-{DENSE}", DENSE),
     "dense head, against fine-tuned FedAvg": (DENSE, "fedavg-ft"),
     "in turn, against fine-tuned FedAvg": (f"{DENSE}-alternate", "fedavg-ft"),
     "added, against fine-tuned FedAvg": (f"{DENSE}-additive", "fedavg-ft"),
+    "in turn and added, against fine-tuned FedAvg": (f"{DENSE}-alternate-additive", "fedavg-ft"),
     "dense head, against FedPer": (DENSE, "fedper"),
     "in turn, against FedPer": (f"{DENSE}-alternate", "fedper"),
+    "in turn and added, against FedPer": (f"{DENSE}-alternate-additive", "fedper"),
 }
 FIGURES: dict[str, Callable[[EndedRun], float]] = {
     "after training": lambda run: run.summary["accuracy"]["mean"],
@@ -73,14 +79,15 @@ def differences(runs: Runs, one: str, other: str, value: Callable[[EndedRun], fl
 
 
 def steps(studies: dict[str, Runs], value: Callable[[EndedRun], float]) -> str:
-    """Returns a row for each step and a column for each study: the difference, and over how many seeds."""
+    """Returns a row for each step that was taken, a column for each study: the difference, and over how many seeds."""
     lines = ["| step | " + " | ".join(studies) + " |", "|---|" + "---:|" * len(studies)]
     for step, (label, without) in STEPS.items():
         cells = []
         for runs in studies.values():
             gains = differences(runs, label, without, value)
             cells.append(f"{words(gains, '+')} ({len(gains)})")
-        lines.append(f"| {step} | {' | '.join(cells)} |")
+        if any(not cell.endswith("(0)") for cell in cells):
+            lines.append(f"| {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
