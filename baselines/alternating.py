@@ -80,6 +80,8 @@ class AlternatingTrainer(Trainer):
 
 def alternating(trainer: type[Trainer]) -> type[Trainer]:
     """Returns the method on factors in turn. Raises ValueError where it has local steps or a server of its own."""
+    if issubclass(trainer, AlternatingTrainer):
+        raise ValueError("--alternate: the method takes its factors in turn already; leave it out")
     own = (trainer.run_epochs, trainer.step, trainer.aggregator_class)
     if own != (Trainer.run_epochs, Trainer.step, Aggregator):
         raise ValueError("--alternate: the method has local steps or a server of its own; take fedavg or fedper")

@@ -8,7 +8,9 @@ Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Eff
     fedsa     W = X Yᵀ                         FedAvg on Y and biases, as many as pfedpara's; X never leaves the client
                                                (Guo et al., ICLR 2025: Y is their A, X their B)
 
-No deviation beyond the shared clipping of baselines/base.py.
+    pfedpara-x  pfedpara with a dense head, and X1, Y1 trained and sent in turn (baselines/alternating.py)
+
+No deviation beyond the shared clipping of baselines/base.py; pfedpara-x is this project's (docs/pfedpara.md).
 """
 
 from collections.abc import Collection, Mapping
@@ -17,11 +19,13 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 from torch import nn
 
-from baselines.alternating import alternating
+from baselines.alternating import AlternatingTrainer, alternating
 from baselines.base import Hyper, Trainer
+from baselines.fedavg import FedAvgTrainer
 from pfedpara.hadamard import Method as Factors
 from pfedpara.hyper import FactorHyper
 from pfedpara.parameterize import parameterize
+from pfedpara.sharing import layers
 
 FEDAVG_ON = {
     "pfedpara": "pFedPara: FedAvg on the global half of a Hadamard product; the personal half stays.",
@@ -37,6 +41,7 @@ class Method(NamedTuple):
 
     trainer: type[Trainer]
     factors: Factors | None = None
+    dense_head: bool = False  # whether the model's last layer stays dense
 
     @property
     def parameterization(self) -> str:
@@ -65,8 +70,23 @@ class Method(NamedTuple):
         Raises ValueError where ``values`` are not the method's, or it does not suit the model or the turns.
         """
         factors, hyper = self.check(values)
+        if self.dense_head:
+            dense = {*dense, head(model)}
         if self.factors:
             parameterize(model, self.factors, factors.gamma, dense=dense, tanh=factors.tanh, additive=factors.additive)
         trainer = (alternating(self.trainer) if alternate else self.trainer)(model, hyper)
         trainer.slow_down_private(factors.private_lr)
         return trainer
+
+
+def head(model: nn.Module) -> str:
+    """Returns the name of the model's last layer that has a weight."""
+    matrices = [layer for layer, *_ in layers(model) if any(p.dim() > 1 for p in layer.parameters(recurse=False))]
+    return next(name for name, module in model.named_modules() if module is matrices[-1])
+
+
+class PFedParaXTrainer(AlternatingTrainer, FedAvgTrainer):
+    """pFedPara-X: pFedPara with a dense head, and the factors of the shared half trained and sent in turn."""
+
+
+PFEDPARA_X = Method(PFedParaXTrainer, "pfedpara", dense_head=True)

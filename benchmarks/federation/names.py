@@ -28,8 +28,12 @@ METHODS = {
     "per-fedavg": "baselines.per_fedavg:PerFedAvgTrainer",
     "fedbn": "baselines.fedbn:FedBNTrainer",
     "fedavg-ft": "baselines.fedavg_ft:FedAvgFtTrainer",
+    "pfedpara-x": "pfedpara.trainer:PFEDPARA_X",
 }
 """Beside these, FedAvg on factors is called by the factors' name: pfedpara, fedpara, lowrank, fedsa."""
+
+WEIGHTS = {"pfedpara-x": "pfedpara"}
+"""The factors of methods that have some of their own, and are called otherwise."""
 
 MODELS = {
     "mlp": "benchmarks.federation.models:mlp",

@@ -13,7 +13,13 @@ from data_partitions import Store, plugins
 from pfedpara.streams import stream_state
 from pfedpara.trainer import Method
 
-METHODS = {name: Method(resolve_name(place)) for name, place in names.METHODS.items()}
+
+def _method(found: Method | type[Trainer]) -> Method:
+    """Returns a method, on dense weights where it has none of its own."""
+    return found if isinstance(found, Method) else Method(found)
+
+
+METHODS = {name: _method(resolve_name(place)) for name, place in names.METHODS.items()}
 METHODS |= {factors: Method(FedAvgTrainer, factors) for factors in FACTORS}
 
 
@@ -36,11 +42,9 @@ def find_method(algo: str, parameterization: str | None = None) -> Method:
 def _plugin(algo: str) -> Method:
     """Returns a method from outside this repository: a ``Trainer``, or a ``Method`` where it has weights of its own."""
     found = plugins.find("algo", algo, METHODS)
-    if isinstance(found, Method):
-        return found
-    if not (isinstance(found, type) and issubclass(found, Trainer)):
+    if not isinstance(found, Method) and not (isinstance(found, type) and issubclass(found, Trainer)):
         raise plugins.wrong("algo", algo, found, f"{found!r:.60} is no method; a subclass of Trainer is right")
-    return Method(found)
+    return _method(found)
 
 
 def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trainer:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from benchmarks.federation import compress
+from benchmarks.federation import compress, names
 from data_partitions.datasets import NAMES, Choices, short_name
 from data_partitions.partitioners import parse
 
@@ -34,7 +34,7 @@ NAMING = {"name", "shown", "tuned"}
 
 def one_name(algo: str, parameterization: str | None) -> tuple[str, str]:
     """Returns a method and its weights, by default its own, as both are called: FedAvg on factors has their name."""
-    weights = parameterization or (algo if algo in FACTORS else "dense")
+    weights = parameterization or (algo if algo in FACTORS else names.WEIGHTS.get(algo, "dense"))
     return weights if algo == "fedavg" and weights in FACTORS else algo, weights
 
 
@@ -209,7 +209,8 @@ class Settings(BaseModel):
     @property
     def variant(self) -> str:
         """The method on its weights, with its local optimizer: what is tuned."""
-        weights = "" if self.parameterization in (self.algo, "dense") else self.parameterization
+        own = names.WEIGHTS.get(self.algo, self.algo)
+        weights = "" if self.parameterization in (own, "dense") else self.parameterization
         return "-".join(filter(None, (self.algo, weights, self.local_optimizer)))
 
     @property
