@@ -9,7 +9,8 @@
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -32,6 +33,7 @@ def parameterize(
     method: Method = "pfedpara",
     gamma: float = 0.5,
     *,
+    layer_gamma: Mapping[str, float] = MappingProxyType({}),
     dense: Collection[str] = (),
     kernel: Kernel = "tensor",
     tanh: bool = False,
@@ -40,7 +42,8 @@ def parameterize(
 ) -> nn.Module:
     """Replaces the weights of ``model``'s Linear, Conv2d, LSTM and Embedding layers by products of factors, in place.
 
-    ``gamma`` within [0, 1] sets the ranks (see ``rank.fedpara_rank``); a layer stays dense where factors would not
+    ``gamma`` within [0, 1] sets the ranks (see ``rank.fedpara_rank``), and ``layer_gamma`` those of the modules that it
+    names, an inner one's before an outer one's; a layer stays dense where factors would not
     have fewer parameters, or where it or a module that contains it is named in ``dense``; a dense weight is shared, and
     a method that keeps its layer private keeps it. ``kernel="matrix"`` factors
     a convolution reshaped to (O, I k1 k2) as in Proposition 1, "tensor" as in Proposition 3; one of 1×1, or with fewer
@@ -52,13 +55,19 @@ def parameterize(
     model was parameterized before, a layer cannot be factored (the message says which, and what to do), or ``dense``
     leaves no weight to factor.
     """
-    check_gamma(gamma)
+    for each in (gamma, *layer_gamma.values()):
+        check_gamma(each)
     if additive and method != "pfedpara":
         raise ValueError(f"additive is of pfedpara's private half, and {method} has none")
     for name, value, known in (("method", method, get_args(Method)), ("kernel", kernel, get_args(Kernel))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    _check_names(model, "dense", dense)
+    _check_names(model, "layer_gamma", layer_gamma)
     weights = list(_weights(model, dense))
+    for name in layer_gamma:
+        if not any(f"{label}.".startswith(f"{name}.") for _, _, label in weights):
+            raise ValueError(f"layer_gamma names {name!r}, which dense keeps dense; leave it out of one of the two")
     rank_of = {"lowrank": lowrank_rank, "fedsa": fedsa_rank}.get(method, fedpara_rank)
     plans = []
     for layer, name, label in weights:
@@ -66,7 +75,9 @@ def parameterize(
         shape = tuple(weight.shape)
         if kernel == "matrix" or shape[1] < (positions := math.prod(shape[2:])) or positions == 1:
             shape = (shape[0], math.prod(shape[1:]))
-        if (rank := rank_of(shape, gamma)) is None:
+        inside = [outer for outer in layer_gamma if f"{label}.".startswith(f"{outer}.")]
+        own = layer_gamma[max(inside, key=len)] if inside else gamma
+        if (rank := rank_of(shape, own)) is None:
             continue
         composition = Composition(method, shape, tuple(weight.shape), rank, tanh, additive)
         try:
@@ -109,18 +120,23 @@ def compositions(model: nn.Module) -> Iterator[tuple[nn.Module, str, Composition
                 yield layer, name, originals[0]
 
 
+def _check_names(model: nn.Module, argument: str, given: Collection[str]) -> None:
+    """Raises ValueError where one of the ``given`` names is of no module with a weight to factor."""
+    if isinstance(given, str):
+        raise ValueError(f"{argument} names {given!r}; it must be a collection of the names of the model's modules")
+    layers = model.named_modules()
+    found = [path for path, layer in layers if any(p.dim() > 1 for p in layer.parameters(recurse=False))]
+    for name in given:
+        if not any(f"{path}.".startswith(f"{name}.") for path in found):
+            raise ValueError(
+                f"{argument} names {name!r}, which is no module of the model with a weight to factor; it has "
+                f"{', '.join(found)}, and modules that contain these"
+            )
+
+
 def _weights(model: nn.Module, dense: Collection[str]) -> Iterator[tuple[nn.Module, str, str]]:
     """The weights to factor: layer, name in it, qualified name. Raises ValueError where one cannot be."""
     names = dict(model.named_modules())
-    if isinstance(dense, str):
-        raise ValueError(f"dense names {dense!r}; it must be a collection of the names of the model's modules")
-    found = [path for path, layer in names.items() if any(p.dim() > 1 for p in layer.parameters(recurse=False))]
-    for name in dense:
-        if not any(f"{path}.".startswith(f"{name}.") for path in found):
-            raise ValueError(
-                f"dense names {name!r}, which is no module of the model with a weight to factor; it has "
-                f"{', '.join(found)}, and modules that contain these"
-            )
     owners: dict[Tensor, str] = {}
     for path, layer in names.items():
         if isinstance(layer, parametrize.ParametrizationList) or parametrize.is_parametrized(layer):

@@ -23,7 +23,7 @@ from baselines.alternating import AlternatingTrainer, alternating
 from baselines.base import Hyper, Trainer
 from baselines.fedavg import FedAvgTrainer
 from pfedpara.hadamard import Method as Factors
-from pfedpara.hyper import FactorHyper
+from pfedpara.hyper import FactorHyper, layer_gammas
 from pfedpara.parameterize import parameterize
 from pfedpara.sharing import layers
 
@@ -73,7 +73,15 @@ class Method(NamedTuple):
         if self.dense_head:
             dense = {*dense, head(model)}
         if self.factors:
-            parameterize(model, self.factors, factors.gamma, dense=dense, tanh=factors.tanh, additive=factors.additive)
+            parameterize(
+                model,
+                self.factors,
+                factors.gamma,
+                layer_gamma=layer_gammas(factors.layer_gamma),
+                dense=dense,
+                tanh=factors.tanh,
+                additive=factors.additive,
+            )
         trainer = (alternating(self.trainer) if alternate else self.trainer)(model, hyper)
         trainer.slow_down_private(factors.private_lr)
         return trainer
