@@ -109,14 +109,16 @@ def _word(value: Any) -> str:
     return f"{value.__module__}:{value.__qualname__}" if callable(value) else str(value)
 
 
-def _plan(words: list[str], overwrite: bool | None = None) -> tuple[list["Experiment"], list[Path]]:
+def _plan(
+    words: list[str], overwrite: bool | None = None, ranks: int | None = None
+) -> tuple[list["Experiment"], list[Path]]:
     """Returns the experiments that are due, and the folders of those that have ended. Raises ValueError."""
     from benchmarks.federation import command_line, planning
 
     chosen = command_line.parser().parse_args(words)
     if overwrite is not None:
         chosen.overwrite = overwrite
-    return planning.plan(chosen)
+    return planning.plan(chosen, ranks)
 
 
 class Alone:
@@ -134,7 +136,7 @@ def _run_here(words: list[str]) -> list[Path]:
 
     started, threads = time.monotonic(), torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-        due, finished = _plan(words)
+        due, finished = _plan(words, ranks=1)
         from benchmarks.federation import lock
         from benchmarks.runtime.job import work
 

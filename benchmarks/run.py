@@ -3,6 +3,7 @@
 Rank 0 is the server, every other rank trains a share of the clients. See ``--help``, and options.py for what it takes.
 """
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -25,7 +26,11 @@ def load() -> None:
     """Imports what every rank needs, torch and FedML first of all."""
     import benchmarks.federation.planning
     import benchmarks.runtime.screen
-    import benchmarks.runtime.server  # noqa: F401
+    import benchmarks.runtime.server
+
+    if "fedml" in sys.argv:  # as a --runtime; a suite's is imported later, by each rank
+        with contextlib.suppress(ModuleNotFoundError):  # which planning says
+            import benchmarks.runtime.stock  # noqa: F401
 
 
 def form() -> "TypeAdapter[list[Experiment]]":
@@ -37,7 +42,7 @@ def form() -> "TypeAdapter[list[Experiment]]":
     return TypeAdapter(list[Experiment])
 
 
-def plan() -> bytes:
+def plan(ranks: int) -> bytes:
     """Returns the experiments that the command line asks for and that are due; nothing where there is none."""
     from benchmarks.federation.command_line import parser
     from benchmarks.federation.suites import UsageError
@@ -50,7 +55,7 @@ def plan() -> bytes:
         if "help" in (algos := getattr(chosen, "algo", ())):
             print(options.explain_methods(name for name in algos if name != "help"))
         else:
-            due, finished = planning.plan(chosen)
+            due, finished = planning.plan(chosen, ranks)
             if finished:
                 print("finished before and kept (--overwrite runs anew):", flush=True)
             for directory in finished:
@@ -87,7 +92,7 @@ def main() -> None:
 
     group = launch(load, busy, verbose, explain, "; the same command goes on from the last checkpoint")
 
-    planned = group.broadcast(plan)
+    planned = group.broadcast(lambda: plan(group.comm.size))
     if not planned:
         group.leave()
 

@@ -42,7 +42,7 @@ GROUPS = {
     "results": ("out", "name", "eval_every", *CHECKPOINTS, "histograms", "track", "overwrite"),
 }
 """Under which heading ``--help`` shows an option; the others stand under the job's."""
-DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's MPI runtime:
+DESCRIPTION = """Runs methods of personalized federated learning side by side, through FedML's managers on MPI:
 
     mpirun -np 11 python benchmarks/run.py --algo pfedpara       # one server, ten clients
 

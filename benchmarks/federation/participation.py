@@ -28,10 +28,15 @@ def draw_participants(settings: Settings, number: int, sizes: Sequence[int]) -> 
 
     ``sizes``: samples that each client trains on; who has none takes no part.
     """
-    able = [client for client, samples in enumerate(sizes) if samples]
+    able = able_clients(sizes)
     places = sample_clients(settings.seed, number, len(able), min(settings.clients_per_round, len(able)))
     drawn = [able[place] for place in places]
     return Participants(drawn, *draw_faults(settings, number, {client: sizes[client] for client in drawn}))
+
+
+def able_clients(sizes: Sequence[int]) -> list[int]:
+    """Returns the clients that have samples to train on."""
+    return [client for client, samples in enumerate(sizes) if samples]
 
 
 def faulty(settings: Settings) -> bool:

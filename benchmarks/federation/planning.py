@@ -1,9 +1,11 @@
 """Which of the runs that were asked for are due, checked before anything of an earlier run is touched."""
 
 import argparse
+import importlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from benchmarks.federation.metrics import check_metrics
 from benchmarks.federation.models import check_logits
 from benchmarks.federation.names import MODELS
 from benchmarks.federation.options import settings_of
+from benchmarks.federation.participation import able_clients
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import NAMING, Settings, complete, flatten, show
 from benchmarks.federation.suites import UsageError, read_suite
@@ -184,17 +187,48 @@ def check_partition_of_suite(experiments: list[Experiment], options: argparse.Na
             )
 
 
-def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
+def check_stock() -> None:
+    """Raises UsageError where a package is missing that FedML's own managers import, and this suite does not."""
+    try:
+        importlib.import_module("fedml.simulation.mpi.fedavg.FedAvgAPI")
+    except ModuleNotFoundError as missing:
+        raise UsageError(
+            f"--runtime fedml needs the package {missing.name}; pip install -r requirements-stock.txt"
+        ) from None
+
+
+def check_runtime(s: Settings, trainer: Trainer, sizes: Sequence[int], ranks: int | None) -> None:
+    """Raises ValueError where FedML's own managers cannot run this: each rank but the first trains each round.
+
+    ``sizes``: samples of each client. ``ranks``: of this job, where that is known.
+    """
+    able = 1 if trainer.pools else len(able_clients(sizes[: s.clients]))
+    taking_part = min(s.clients_per_round, able)
+    if trainer.kept and taking_part < able:
+        raise ValueError(
+            f"--runtime fedml: clients keep private tensors, which FedML loses where they take turns; take "
+            f"--clients-per-round {s.clients}, not {s.clients_per_round}, or --runtime own"
+        )
+    if ranks not in (None, taking_part + 1):
+        raise ValueError(
+            f"--runtime fedml needs a rank for each of the {taking_part} participants of a round and one more: "
+            f"-np {taking_part + 1}, not {ranks}"
+        )
+
+
+def plan(options: argparse.Namespace, ranks: int | None = None) -> tuple[list[Experiment], list[Path]]:
     """Checks all that was asked for, prepares the partitions and clears the way for each run.
 
     Returns the experiments that are due, and the directories of those that have ended before. Raises UsageError or
-    DataError before anything of an earlier run is touched.
+    DataError before anything of an earlier run is touched. ``ranks``: of the job that is to run them, if there is one.
     """
     wanted = settings_of(options)
     if not options.overwrite and not any(s.tuning for s in wanted):  # a trial is read under its plain label
         wanted = make_way(wanted)
     if wanted[0].device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: torch finds no GPU for cuda here; take cpu")
+    if wanted[0].runtime == "fedml":
+        check_stock()
     check_trackers(wanted[0].track)
     for folder in dict.fromkeys(s.out for s in wanted):
         check_writable(folder)
@@ -216,8 +250,11 @@ def plan(options: argparse.Namespace) -> tuple[list[Experiment], list[Path]]:
                     if s.model not in MODELS:
                         batch = torch.from_numpy(opened.samples(0, "train")[0][:2])
                         check_logits(s.model, trainer.model, batch, len(opened.classes))
-                for samples in opened.sizes("train").tolist():
+                sizes = opened.sizes("train").tolist()
+                for samples in sizes:
                     trainers[label].check_client(samples)
+                if s.runtime == "fedml":
+                    check_runtime(s, trainers[label], sizes, ranks)
         except DataError:
             raise
         except ValueError as error:

@@ -166,10 +166,9 @@ def judged(settings: Settings, number: int) -> bool:
     return due(settings, number, settings.eval_every)
 
 
-def judged_in_training(run: Run) -> bool:
+def judged_in_training(settings: Settings, number: int) -> bool:
     """Whether clients are judged when they train: where not all do so in each round, their model is gone later."""
-    settings = run.settings
-    return judged(settings, run.progress.round) or faulty(settings) or settings.clients_per_round < settings.clients
+    return judged(settings, number) or faulty(settings) or settings.clients_per_round < settings.clients
 
 
 def checkpoint_due(run: Run) -> bool:

@@ -28,6 +28,8 @@ CONDUCT = {
     "histograms",
     "track",
 }
+# What FedML's own managers have nothing for.
+NOT_IN_FEDML = ("quantize", "quantize_down", "codec", "dropout", "stragglers", "deadline", "comm_timeout")
 # What says how a run is called, and where its values come from, not what is run.
 NAMING = {"name", "shown", "tuned"}
 
@@ -127,6 +129,11 @@ class Settings(BaseModel):
     )
     histograms: bool = Field(False, description="show histograms of the global model's composed weights in TensorBoard")
     track: list[str] = Field([], description="tell trackers too, offline: mlflow | wandb | MODULE:NAME")
+    runtime: Literal["own", "fedml"] = Field(
+        "own",
+        description="what carries the rounds: own (this suite's transport under FedML's managers) | fedml (FedML's own "
+        "MPI managers and transport; one rank for each participant of a round, and one more)",
+    )
     name: str = Field("", description="what label and folder call the runs, in place of their method")
     shown: list[str] = Field([], description="the settings that the label shows, where runs differ in them")
     hyper: dict[str, Any] = Field({}, description="the method's hyper-parameters, complete")
@@ -185,6 +192,14 @@ class Settings(BaseModel):
             )
         if self.stragglers and not self.deadline:
             raise ValueError(f"--stragglers needs a --deadline above 0, got --stragglers {self.stragglers} alone")
+        return self
+
+    @model_validator(mode="after")
+    def _what_fedml_can(self) -> "Settings":
+        for name in NOT_IN_FEDML if self.runtime == "fedml" else ():
+            if (value := getattr(self, name)) != (plain := type(self).model_fields[name].default):
+                option = name.replace("_", "-")
+                raise ValueError(f"--runtime fedml has no --{option} {value}; take {plain}, or --runtime own")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What the runtime costs, side by side in one go: this runtime, plain PyTorch loops, and FedML's own MPI wiring.
+"""What the runtime costs, side by side in one go: this runtime, plain PyTorch loops, and FedML's own MPI managers.
 
     python -m benchmarks.perf.runtime            # on an otherwise idle machine; about five minutes
 
@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,68 +177,6 @@ def vectorized_loop(rounds: int) -> list[float]:
     return timeit.repeat(take_round, number=1, repeat=rounds)
 
 
-def check_stock() -> None:
-    """Ends in a sentence where a package that FedML's own runtime imports, and ours does not, is missing."""
-    code = (
-        "from benchmarks.runtime.launch import defer_packages; defer_packages()\n"
-        "try: import fedml.simulation.mpi.fedavg.FedAvgAPI\n"
-        "except ModuleNotFoundError as error: print(error.name)"
-    )
-    tried = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
-    if missing := tried.stdout.strip():
-        sys.exit(f"error: FedML's own runtime needs the package {missing}; pip install -r requirements-stock.txt")
-
-
-def stock_fedml(rounds: int, out: Path) -> None:
-    """One rank of the same work under FedML's own MPI managers, trainer and all. Rank 0 writes its times to ``out``."""
-    import logging
-
-    import torch
-    from fedml.simulation.mpi.fedavg.FedAvgAPI import FedML_FedAvg_distributed
-    from fedml.simulation.mpi.fedavg.FedAvgServerManager import FedAVGServerManager
-    from mpi4py import MPI
-    from torch.utils.data import TensorDataset
-
-    from baselines.base import Aggregator, Hyper
-    from baselines.fedavg import FedAvgTrainer
-
-    ends: list[float] = []
-
-    class NotingAggregator(Aggregator):
-        def set_model_params(self, model_parameters: dict[str, torch.Tensor]) -> None:
-            super().set_model_params(model_parameters)
-            ends.append(time.monotonic())
-
-    comm = MPI.COMM_WORLD
-    logging.disable()
-    torch.set_num_threads(1)
-    args = SimpleNamespace(
-        comm_round=rounds,
-        client_num_in_total=CLIENTS,
-        client_num_per_round=CLIENTS,
-        backend="MPI",
-        dataset="made-up",
-        frequency_of_the_test=rounds,
-        random_seed=0,
-        round_idx=0,
-    )
-    trainer = FedAvgTrainer(model(), Hyper(lr=LR, epochs=1, batch_size=BATCH, clip_norm=CLIP))
-    aggregator = NotingAggregator(trainer.model, trainer.hyper, CLIENTS)
-    data = {c: TensorDataset(*map(torch.from_numpy, digits(c))) for c in range(CLIENTS)}
-    sizes = dict.fromkeys(range(CLIENTS), SAMPLES)
-
-    def finish(server: FedAVGServerManager) -> None:
-        out.write_text(json.dumps(ends))
-        comm.Abort(0)  # FedML's own way to end an MPI job hangs now and then
-
-    FedAVGServerManager.finish = finish
-    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    dataset = [SAMPLES * CLIENTS, SAMPLES * CLIENTS, data[0], data[0], sizes, data, data, 10]
-    FedML_FedAvg_distributed(
-        args, comm.rank, comm.size, comm, torch.device("cpu"), dataset, trainer.model, trainer, aggregator
-    )
-
-
 def pss(launcher: psutil.Process) -> int:
     """Returns the bytes that the ranks hold together, shared pages counted once."""
     ranks = [p for p in launcher.children(recursive=True) if p.name().startswith("python")]
@@ -277,15 +214,17 @@ def watch(command: list[str], ready: Path, stderr: int | None = None, slow: bool
     return {"begin": begin, "end": time.monotonic(), "status": job.returncode, "pss": peak / 1e9}
 
 
-def this_runtime(ranks: int, rounds: int, folder: Path, slow: bool = False) -> dict[str, float]:
+def this_runtime(ranks: int, rounds: int, folder: Path, slow: bool = False, kind: str = "own") -> dict[str, float]:
     samples = folder / "samples.npz"
     if not samples.exists():
         # 70 % of a client's samples are its training split.
         n = round(SAMPLES * CLIENTS / 0.7)
         x, y = zip(*(digits(client) for client in range(-(-n // SAMPLES))), strict=True)
         np.savez(samples, x=np.concatenate(x)[:n], y=np.concatenate(y)[:n])
-    out = folder / f"np{ranks}{'-slow' * slow}"
-    options = f"--algo fedavg --partition iid --rounds {rounds} --epochs 1 --batch-size {BATCH} --lr {LR}"
+    out = folder / f"{kind}-np{ranks}{'-slow' * slow}"
+    options = (
+        f"--runtime {kind} --algo fedavg --partition iid --rounds {rounds} --epochs 1 --batch-size {BATCH} --lr {LR}"
+    )
     command = ["mpirun", "-np", str(ranks), sys.executable, "benchmarks/run.py", "--dataset", f"npz:{samples}"]
     command += [*options.split(), "--clip-norm", str(CLIP), "--eval-every", "0", "--checkpoint-every", "0"]
     run = out / "samples-iid" / "fedavg" / "seed0"
@@ -297,15 +236,6 @@ def this_runtime(ranks: int, rounds: int, folder: Path, slow: bool = False) -> d
         "leaving": seen["end"] - seen["begin"] - summary["seconds"]["total"],
         "pss": seen["pss"],
     }
-
-
-def fedml_runtime(rounds: int, folder: Path) -> dict[str, float]:
-    out = folder / "stock.json"
-    me = [sys.executable, "-W", "ignore", "-m", "benchmarks.perf.runtime", "--rounds", str(rounds), "--stock", str(out)]
-    seen = watch(["mpirun", "-np", str(CLIENTS + 1), *me], Path("/"), subprocess.DEVNULL)
-    ends = json.loads(out.read_text())
-    each = statistics.median(np.diff(ends))
-    return {"ready": ends[0] - seen["begin"] - each, "round": each, "leaving": float("nan"), "pss": seen["pss"]}
 
 
 def messages(*options: str) -> dict[str, Any]:
@@ -341,17 +271,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="rounds of each job (default: 40)")
     parser.add_argument("--record", action="store_true", help=f"write the model's constants to {cost.RECORDED.name}")
-    parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--loop", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     defer_packages()  # FedML's whole package imports with its own pins alone; its runtime does not need it
-    if options.stock:
-        stock_fedml(options.rounds, options.stock)
-        return
     if options.loop:
         loop_when_told()
         return
-    check_stock()
+    from benchmarks.federation.planning import check_stock
+
+    check_stock()  # before minutes of measuring
     loop = statistics.median(plain_loop(options.rounds))
     print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}")
     vectorized = statistics.median(vectorized_loop(options.rounds))
@@ -362,7 +290,8 @@ def main() -> None:
         folder = Path(name)
         jobs = {f"this runtime, -np {n}": partial(this_runtime, n, options.rounds, folder) for n in RANKS}
         slow = {f"slowed, -np {n}": partial(this_runtime, n, options.rounds, folder, slow=True) for n in SLOWED}
-        stock = {f"stock FedML, -np {CLIENTS + 1}": partial(fedml_runtime, options.rounds, folder)}
+        fedml = partial(this_runtime, CLIENTS + 1, options.rounds, folder, kind="fedml")
+        stock = {f"--runtime fedml, -np {CLIENTS + 1}": fedml}
         before = {kind: capacity(slow=kind) for kind in (False, True)}
         for name, job in (jobs | slow | stock).items():
             rows[name] = row = job()

@@ -29,26 +29,26 @@ _MAGIC = b"pFP2"
 
 
 class Kind(IntEnum):
-    """What a message asks for or answers; S: sent by the server, W: by a worker."""
+    """What a message asks for or answers; S: sent by the server, W: by a worker. FedML's own kinds are 0 to 4."""
 
-    SETUP = 1  # S: take up an experiment
-    READY = 2  # W: models and data are in place
-    TRAIN = 3  # S: train this client from these shared tensors (downlink)
-    UPDATE = 4  # W: the client's shared tensors after training (uplink)
-    DIVERGED = 5  # W: the client's training left the finite numbers
-    EVALUATE = 6  # S: judge your clients on the new aggregate; write their checkpoint
-    RESULTS = 7  # W: the figures
-    FINISH = 8  # S: leave
-    MOVE = 9  # S: hand a client's private state over to the worker that trains it next
-    STATE = 10  # W: that state, from worker to worker
-    ABSENT = 11  # W: the client received the tensors, and fails or comes too late
-    WAIT = 12  # S: the server is there, and waits for others
-    WELCOME = 13  # S: judge these clients, which never took part, on the last aggregate
-    NEWCOMERS = 14  # W: their figures
+    SETUP = 11  # S: take up an experiment
+    READY = 12  # W: models and data are in place
+    TRAIN = 13  # S: train this client from these shared tensors (downlink)
+    UPDATE = 14  # W: the client's shared tensors after training (uplink)
+    DIVERGED = 15  # W: the client's training left the finite numbers
+    EVALUATE = 16  # S: judge your clients on the new aggregate; write their checkpoint
+    RESULTS = 17  # W: the figures
+    FINISH = 18  # S: leave
+    MOVE = 19  # S: hand a client's private state over to the worker that trains it next
+    STATE = 20  # W: that state, from worker to worker
+    ABSENT = 21  # W: the client received the tensors, and fails or comes too late
+    WAIT = 22  # S: the server is there, and waits for others
+    WELCOME = 23  # S: judge these clients, which never took part, on the last aggregate
+    NEWCOMERS = 24  # W: their figures
 
 
 FIELDS: dict[Kind, dict[str, type]] = {
-    Kind.SETUP: {"experiment": int, "partition_sha256": str, "states": list},
+    Kind.SETUP: {"experiment": int, "round": int, "partition_sha256": str, "states": list},
     Kind.READY: {"host": str, "cores": list},
     Kind.TRAIN: {"client": int, "round": int, "arrives": bool, "moves": bool, "judge": bool},
     Kind.UPDATE: {"client": int, "round": int, "samples": int},

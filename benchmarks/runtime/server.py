@@ -26,7 +26,7 @@ from benchmarks.federation.rounds import (
 )
 from benchmarks.federation.summary import finish
 from benchmarks.federation.updates import Updates
-from benchmarks.runtime.dispatch import Plan, Speeds, largest_first, place
+from benchmarks.runtime.dispatch import Plan, Shares, Speeds, largest_first, place
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError, encode, enter
 from benchmarks.runtime.node import Node
 from benchmarks.runtime.screen import Screen
@@ -110,7 +110,7 @@ class Server(Node):
 
     def set_up(self, run: Run, index: int) -> Steps[None]:
         """Sets every worker to the experiment of this ``index``."""
-        shares, _ = place(largest_first(dict(enumerate(run.sizes))), {}, dict.fromkeys(self.workers, 1.0), 0)
+        shares = self.first_shares(run)
         self.home = {client: worker for worker, own in shares.items() for client in own}
         self.patience = run.settings.comm_timeout
         states = run.restored.record.states if run.restored else {}
@@ -119,6 +119,7 @@ class Server(Node):
                 Kind.SETUP,
                 worker,
                 experiment=index,
+                round=run.progress.round,
                 partition_sha256=run.store.sha256,
                 checkpoint=str(run.restored.folder) if run.restored else None,
                 states=[(client, states[client]) for client in own if client in states],
@@ -127,6 +128,10 @@ class Server(Node):
         while self.waiting:
             worker = self.tick_off(message := (yield), run)
             self.speeds.join(worker, message.get("host"), message.get("cores"))
+
+    def first_shares(self, run: Run) -> Shares:
+        """Returns where the clients' states are before any worker has been measured."""
+        return place(largest_first(dict(enumerate(run.sizes))), {}, dict.fromkeys(self.workers, 1.0), 0)[0]
 
     def train(self, run: Run, participants: Participants, downlink: Downlink, updates: Updates) -> Steps[None]:
         """As ``Clients.train``, where each client trains on the worker that is free for it."""
@@ -165,7 +170,7 @@ class Server(Node):
 
         Not all at once: the shared tensors would pile up in a worker's memory.
         """
-        judge = judged_in_training(run)
+        judge = judged_in_training(run.settings, run.progress.round)
         self.move_states(plan, run.progress.round)
         for worker in self.speeds.active:
             while (client := plan.next(worker)) is not None:
@@ -259,9 +264,7 @@ class Server(Node):
         for worker in self.workers:
             own = shares.get(worker, [])
             self.send(Kind.WELCOME, worker, downlink.received, round=number, clients=own)
-            like = {"round": number + 1, "arrives": True, "moves": False, "judge": True}
-            messages = [self.downlink_to(client, worker, downlink, **like) for client in own]
-            found.downlinks += [entry for message in messages if (entry := enter(message, *encode(message)))]
+            found.downlinks += self.price(run, downlink, dict.fromkeys(own, worker), own, judge=True)
         self.waiting = {(Kind.NEWCOMERS, worker) for worker in self.workers}
         while self.waiting:
             self.tick_off(message := (yield), run)
@@ -275,9 +278,16 @@ class Server(Node):
 
     def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
         """As ``Clients.cost``."""
-        arriving, judge, number = participants.arriving, judged_in_training(run), run.progress.round + 1
+        judge = judged_in_training(run.settings, run.progress.round)
+        return self.price(run, downlink, {c: self.home[c] for c in run.untrained()}, participants.arriving, judge)
+
+    def price(
+        self, run: Run, downlink: Downlink, to: Mapping[int, int], arriving: Collection[int], judge: bool
+    ) -> list[Entry]:
+        """Returns what the ledger would say if these clients, each on its worker, were sent this in the next round."""
+        number = run.progress.round + 1
         messages = [
-            self.downlink_to(c, self.home[c], downlink, round=number, arrives=c in arriving, moves=False, judge=judge)
-            for c in run.untrained()
+            self.downlink_to(c, worker, downlink, round=number, arrives=c in arriving, moves=False, judge=judge)
+            for c, worker in to.items()
         ]
         return [entry for message in messages if (entry := enter(message, *encode(message)))]

@@ -52,6 +52,9 @@ class MpiTransport(BaseCommunicationManager):
                 self.doorbell.bind(self._address(self.comm.rank))
                 self.longest_sleep = LONGEST_SLEEP_BY_DOORBELL if group.one_host else LONGEST_SLEEP
 
+    def close(self) -> None:
+        self.doorbell.close()
+
     def _address(self, rank: int) -> str:
         return f"{self.group.folder}/{self.group.job}-{rank}"
 

@@ -97,7 +97,7 @@ class Share:
             return
         trainer, context = self.trainer, RoundContext(self.settings.seed, client, number - 1)
         received = self.take_up(client, self.receive(message))
-        data = self.pool() if trainer.pools else self.samples(client, "train")
+        data = self.training_data(client)
         try:
             trainer.fit(data, context)  # looks whether its numbers are finite
         except DivergedError as error:
@@ -117,12 +117,24 @@ class Share:
         if waiting:
             codec.keep_waiting(waiting, wanted - arrives, sent)
         trainer.settle(codec.unflatten(arrives.to(self.device), sent))
-        if state := trainer.get_private_state():
-            self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
+        self.keep_state(client)
         self.node.send(Kind.UPDATE, 0, client=client, round=number, samples=len(data), **packed)
-        if trainer.judged_on == "trained" and message.get("judge") and (figures := self.judge(context)):
-            self.trained[client] = number, figures
+        if message.get("judge"):
+            self.judge_trained(context)
         self.node.busy = ""
+
+    def training_data(self, client: int) -> TensorDataset:
+        return self.pool() if self.trainer.pools else self.samples(client, "train")
+
+    def keep_state(self, client: int) -> None:
+        """Keeps what is private to the client that has just been trained."""
+        if state := self.trainer.get_private_state():
+            self.states[client] = {name: tensor.cpu() for name, tensor in state.items()}
+
+    def judge_trained(self, context: RoundContext) -> None:
+        """Notes the figures of the client that has just been trained, where that is the model it would deploy."""
+        if self.trainer.judged_on == "trained" and (figures := self.judge(context)):
+            self.trained[context.client] = context.round + 1, figures
 
     def move(self, message: Message) -> None:
         """Hands a client's private state over to the worker that trains it next."""
@@ -247,6 +259,10 @@ class Worker(Node):
         device = pick_device(experiment.settings.device, self.local_rank, torch.cuda.device_count())
         share = Share(self, experiment, device, message.get("partition_sha256"))
         share.restore(message.get("checkpoint"), message.get("states"))
+        self.take_up(share, message.get("round"))
+        self.send(Kind.READY, 0, **cores())
+
+    def take_up(self, share: Share, number: int) -> None:
+        """Lets ``share`` answer what follows. ``number``: the rounds that it has taken."""
         for kind, answer in share.answers().items():
             self.register_message_receive_handler(kind, answer)
-        self.send(Kind.READY, 0, **cores())

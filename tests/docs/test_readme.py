@@ -120,7 +120,8 @@ def test_every_command_is_run_by_a_test() -> None:
         "python -m data_partitions",
         "./run_all.sh --quick",
         "tensorboard --logdir runs",
-        "mpirun -np 3 python pFedPara/benchmarks",  # test_plugins.py
+        "mpirun -np 3 python pFedPara/benchmarks",  # test_plugins.py, test_fedml.py
+        "mpirun -np 4 python my_fedml_job.py",  # test_fedml.py
         "cp runs/quick/report",
         "grep -m 7 '^|' runs/quick/report",
         *TYPED_ELSEWHERE,

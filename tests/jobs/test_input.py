@@ -1,6 +1,7 @@
 """What cannot be done is refused at once, in one sentence, by the whole job, and nothing is taken for a result."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,30 @@ def refused(out: Path, *words: str) -> str:
         planning.plan(command_line.parser().parse_args([*words, "--out", str(out)]))
     (sentence,) = str(error.value).splitlines()
     return sentence
+
+
+def test_fedml_s_own_managers_need_what_they_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sentence(words: str, ranks: int) -> str:
+        chosen = command_line.parser().parse_args(["--runtime", "fedml", *words.split(), "--out", str(tmp_path)])
+        with pytest.raises(options.UsageError) as error:
+            planning.plan(chosen, ranks)
+        return str(error.value)
+
+    assert sentence("--algo fedavg", 3) == (
+        "fedavg: --runtime fedml needs a rank for each of the 10 participants of a round and one more: -np 11, not 3"
+    )
+    assert "-np 5, not 11" in sentence("--algo fedavg --clients-per-round 4", 11)
+    assert sentence("--algo pfedpara --clients-per-round 4", 5) == (
+        "pfedpara: --runtime fedml: clients keep private tensors, which FedML loses where they take turns; take "
+        "--clients-per-round 10, not 4, or --runtime own"
+    )
+    for words in ("--quantize 8", "--codec sign", "--dropout 0.5", "--deadline 2.0", "--comm-timeout 5.0"):
+        assert sentence(words, 11).startswith(f"--runtime fedml has no {words}; take ")
+    assert not left(tmp_path)
+    monkeypatch.setitem(sys.modules, "fedml.simulation.mpi.fedavg.FedAvgAPI", None)
+    assert sentence("--algo fedavg", 11) == (
+        "--runtime fedml needs the package fedml.simulation.mpi.fedavg.FedAvgAPI; pip install -r requirements-stock.txt"
+    )
 
 
 NONSENSE = [

@@ -167,7 +167,7 @@ def start() -> Group:
     traces()
     if hasattr(LIBC, "on_exit"):  # glibc
         LIBC.on_exit(LIBC._exit, None)  # exit handlers run last in, first out: MPI's, then this
-    MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)  # FedML's own runtime sends and receives in two threads
     if sentence := host.alone(MPI):
         fail(sentence, 1)
     comm = MPI.COMM_WORLD
