@@ -277,9 +277,12 @@ def main() -> None:
     if options.loop:
         loop_when_told()
         return
-    from benchmarks.federation.planning import check_stock
+    from benchmarks.federation.planning import UsageError, check_stock
 
-    check_stock()  # before minutes of measuring
+    try:
+        check_stock()  # before minutes of measuring
+    except UsageError as error:
+        sys.exit(f"error: {error}")
     loop = statistics.median(plain_loop(options.rounds))
     print(f"plain loop, one process: {loop * 1e3:.0f} ms a round, median of {options.rounds}")
     vectorized = statistics.median(vectorized_loop(options.rounds))

@@ -60,14 +60,15 @@ def test_a_run_through_fedml_s_managers_leaves_what_a_run_through_ours_does(tmp_
 @pytest.mark.slow
 def test_all_methods_share_the_same_tensors_in_both_runtimes(tmp_path: Path) -> None:
     methods = [name for name in METHODS if name not in ("pooled", "fedbn")]  # one client; another model
-    words = ["--rounds", "2", "--epochs", "1", "--batch-size", "8", "--algo", *methods, "pfedpara", "lowrank"]
+    few = ("--partition", "iid", "--fraction", "0.2", "--batch-size", "8", "--eval-every", "0")
+    words = ["--rounds", "2", "--epochs", "1", *few, "--algo", *methods, "pfedpara", "lowrank"]
     for runtime in ("own", "fedml"):
         done = run(*words, "--runtime", runtime, "--out", str(tmp_path / runtime), ranks=11, timeout=600)
         assert (done.returncode, done.stderr) == (0, "")
     for algo in (*methods, "pfedpara", "lowrank"):
-        own, fedml = (shared(directory(tmp_path / runtime, algo)) for runtime in ("own", "fedml"))
+        own, fedml = (shared(directory(tmp_path / runtime, algo, partition="iid")) for runtime in ("own", "fedml"))
         assert own.keys() == fedml.keys()
-        transmitted = summary(tmp_path / "fedml", algo)["transmitted"]
+        transmitted = summary(tmp_path / "fedml", algo, partition="iid")["transmitted"]
         assert all(transmitted.values()) if own else not any(transmitted.values())
         for name, tensor in own.items():
             torch.testing.assert_close(fedml[name], tensor, rtol=1e-5, atol=1e-5)
@@ -76,14 +77,14 @@ def test_all_methods_share_the_same_tensors_in_both_runtimes(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_job_of_fedml_s_managers_goes_on_and_diverges_and_ends_as_ours_does(tmp_path: Path) -> None:
     words = ["--runtime", "fedml", "--algo", "scaffold", *SMALL, "--checkpoint-every", "1"]
-    job = start(*words, "--rounds", "40", "--out", str(tmp_path), ranks=4)
+    job = start(*words, "--rounds", "20", "--out", str(tmp_path), ranks=4)
     wait_for_round(job, directory(tmp_path, "scaffold") / "rounds.csv", 3)
     job.terminate()
     job.communicate(timeout=30)
     assert not alive([], tmp_path)
-    done = run(*words, "--rounds", "40", "--out", str(tmp_path), ranks=4)
+    done = run(*words, "--rounds", "20", "--out", str(tmp_path), ranks=4)
     assert (done.returncode, done.stderr) == (0, "")
-    run_experiment(algo="scaffold", clients=3, rounds=40, epochs=1, fraction=0.2, out=tmp_path / "own")
+    run_experiment(algo="scaffold", clients=3, rounds=20, epochs=1, fraction=0.2, out=tmp_path / "own")
     own, fedml = directory(tmp_path / "own", "scaffold"), directory(tmp_path, "scaffold")
     assert (own / "clients.csv").read_bytes() == (fedml / "clients.csv").read_bytes()
     assert shared(own).keys() == shared(fedml).keys()
