@@ -63,7 +63,7 @@ def test_quick_comparison_and_what_follows(project: Path) -> None:
     done = type_in("./run_all.sh --quick", project, 400)
     assert done.returncode == 0, done.stderr
     print(f"--quick took {time.monotonic() - begin:.0f} s")
-    for method in ("pfedpara", "fedper", "pfedme", "fedavg", "local"):
+    for method in ("pfedpara", "pfedpara-x", "fedper", "pfedme", "fedavg", "local"):
         assert re.search(rf"{method} +1 +\d\d\.\d", done.stdout), done.stdout
     assert (project / "runs" / "quick" / "report" / "index.html").exists()
     readme = (project / "README.md").read_text()
