@@ -133,7 +133,7 @@ def run(tunings: list[Tuning], chosen: dict[str, dict[str, Any]], options: argpa
         every = tuning.method.complete(values)  # so that none is from an earlier tuning
         command += [f"{tuning.settings.algo}.{name}={value}" for name, value in every.items()]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise UsageError(f"a trial failed: {shlex.join(command)}")
+        raise UsageError(f"a trial on {options.dataset} failed, as said above; what it has run is in {out}")
 
 
 def score(settings: Settings, options: argparse.Namespace, out: Path) -> tuple[float, bool]:
