@@ -123,7 +123,7 @@ def test_every_command_is_run_by_a_test() -> None:
         "mpirun -np 3 python pFedPara/benchmarks",  # test_plugins.py, test_fedml.py
         "mpirun -np 4 python my_fedml_job.py",  # test_fedml.py
         "cp runs/quick/report",
-        "grep -m 7 '^|' runs/quick/report",
+        "grep -m 8 '^|' runs/quick/report",
         *TYPED_ELSEWHERE,
     )
     assert [line for line in commands() if not line.startswith(covered)] == []

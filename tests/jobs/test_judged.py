@@ -19,7 +19,16 @@ from pfedpara.streams import stream_state
 from tests.support import directory, rows, run
 
 CLIENTS, PER_ROUND, ROUNDS = 5, 2, 3
-TRAINED = {"pfedpara", "fedsa", "fedper", "pfedme", "ditto", "apfl", "local"}  # judged on what a client trained last
+TRAINED = {
+    "pfedpara",
+    "pfedpara-x",
+    "fedsa",
+    "fedper",
+    "pfedme",
+    "ditto",
+    "apfl",
+    "local",
+}  # judged on what a client trained last
 ALGOS = [algo for algo in METHODS if algo not in ("fedbn", "pooled")]  # another model; other participants
 OPTIONS = (
     *("--algo", *ALGOS, "--rounds", str(ROUNDS), "--clients", str(CLIENTS), "--clients-per-round", str(PER_ROUND)),

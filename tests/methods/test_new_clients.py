@@ -22,7 +22,16 @@ LATER = RoundContext(seed=0, client=7, round=3)
 AS_RECEIVED = {"fedavg", "fedprox", "scaffold", "feddyn", "fedavgm", "fedadam", "fedyogi", "fedpara", "lowrank"}
 AS_RECEIVED |= {"fedala", "fedluar", "fedmud", "pooled"}
 BY_THEIR_OWN_MEANS = {"fedavg-ft", "fedbabu", "per-fedavg"}  # of ``deploy``
-BY_A_ROUND = {"pfedpara", "fedsa", "fedper", "local", "pfedme", "ditto", "apfl"}  # and judged on what they trained
+BY_A_ROUND = {
+    "pfedpara",
+    "pfedpara-x",
+    "fedsa",
+    "fedper",
+    "local",
+    "pfedme",
+    "ditto",
+    "apfl",
+}  # and judged on what they trained
 BY_WHAT_THEY_KEEP_OF_A_ROUND = {"fedrep", "lg-fedavg", "fedbn", "feddbe"}
 
 
