@@ -47,6 +47,7 @@ KNOWN = {
     # What is alike has one colour: factored weights, one global model, its optimizers, private layers, fine-tuning,
     # a second model, and what is all or mostly local.
     "pfedpara": Style(VERMILION, "o", SOLID),
+    "pfedpara-x": Style(VERMILION, "*", MIXED),
     "fedpara": Style(VERMILION, "h", DASHED),
     "lowrank": Style(VERMILION, "D", DOTTED),
     "fedavg": Style(BLUE, "s", SOLID),

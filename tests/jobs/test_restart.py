@@ -83,8 +83,8 @@ LIMITED = """
 import resource
 
 planned = run.plan
-def limited():
-    due = planned()
+def limited(*given):
+    due = planned(*given)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
     return due
 run.plan = limited
