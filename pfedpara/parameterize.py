@@ -67,7 +67,7 @@ def parameterize(
     weights = list(_weights(model, dense))
     for name in layer_gamma:
         if not any(f"{label}.".startswith(f"{name}.") for _, _, label in weights):
-            raise ValueError(f"layer_gamma names {name!r}, which dense keeps dense; leave it out of one of the two")
+            raise ValueError(f"layer_gamma names {name!r}, which stays dense; leave it out")
     rank_of = {"lowrank": lowrank_rank, "fedsa": fedsa_rank}.get(method, fedpara_rank)
     plans = []
     for layer, name, label in weights:

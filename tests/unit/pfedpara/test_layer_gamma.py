@@ -29,7 +29,7 @@ def test_a_layer_s_own_gamma_sets_its_rank_and_an_inner_name_wins() -> None:
 def test_a_name_that_has_no_factors_is_refused() -> None:
     with pytest.raises(ValueError, match=r"layer_gamma names 'head', which is no module of the model .* 1.0, 1.1, 2"):
         ranks({"head": 1})
-    with pytest.raises(ValueError, match="layer_gamma names '2', which dense keeps dense; leave it out of one"):
+    with pytest.raises(ValueError, match="layer_gamma names '2', which stays dense; leave it out"):
         ranks({"2": 1}, dense=["2"])
     with pytest.raises(ValueError, match=r"gamma is 1\.5; it must be within"):
         ranks({"0": 1.5})
