@@ -18,6 +18,7 @@ MARKERS = {
 
 SOLID: tuple[float, ...] = ()
 DASHED, DOTTED, MIXED = (5.0, 2.0), (1.0, 1.2), (5.0, 1.5, 1.0, 1.5)
+LONG = (9.0, 2.0)  # of methods known later: what is left for names that are not known stays as it was
 
 
 class Style(NamedTuple):
@@ -47,7 +48,6 @@ KNOWN = {
     # What is alike has one colour: factored weights, one global model, its optimizers, private layers, fine-tuning,
     # a second model, and what is all or mostly local.
     "pfedpara": Style(VERMILION, "o", SOLID),
-    "pfedpara-x": Style(VERMILION, "*", MIXED),
     "fedpara": Style(VERMILION, "h", DASHED),
     "lowrank": Style(VERMILION, "D", DOTTED),
     "fedavg": Style(BLUE, "s", SOLID),
@@ -68,6 +68,7 @@ KNOWN = {
     "apfl": Style(PINK, "h", DOTTED),
     "local": Style(BLACK, "D", DASHED),
     "lg-fedavg": Style(BLACK, "s", SOLID),
+    "pfedpara-x": Style(VERMILION, "^", LONG),
 }
 
 _COLORS = (BLUE, GREEN, BLACK, PINK, VERMILION, ORANGE, SKY)
