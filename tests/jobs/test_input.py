@@ -259,10 +259,9 @@ def test_other_settings_get_a_folder_whose_name_shows_them(
     words = [*TINY, "--rounds", "2", "--lr", "0.25", "--seed", "1", "0", *resume]
     apart = [directory(out, "local,rounds=2,lr=0.25", seed=seed) for seed in (1, 0)]
     assert planned(out, *words) == (apart, [])
-    assert (
-        capsys.readouterr().out
-        == f"{folder.parent} holds runs with rounds=1, lr=1.71; {apart[0].parent.name} is this one\n"
-    )
+    tuned = options.load_tuned("mnist5k", "mlp")["local"]["lr"]
+    said = f"{folder.parent} holds runs with rounds=1, lr={tuned:g}; {apart[0].parent.name} is this one\n"
+    assert capsys.readouterr().out == said
     assert snapshot(folder) == before
     assert planned(out, *TINY) == ([], [folder])
     assert planned(out, "--algo", "fedavg", *TINY[2:])[0] == [directory(out, "fedavg")]
