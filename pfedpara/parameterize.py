@@ -66,7 +66,7 @@ def parameterize(
     _check_names(model, "layer_gamma", layer_gamma)
     weights = list(_weights(model, dense))
     for name in layer_gamma:
-        if not any(f"{label}.".startswith(f"{name}.") for _, _, label in weights):
+        if not any(_within(label, name) for _, _, label in weights):
             raise ValueError(f"layer_gamma names {name!r}, which stays dense; leave it out")
     rank_of = {"lowrank": lowrank_rank, "fedsa": fedsa_rank}.get(method, fedpara_rank)
     plans = []
@@ -75,7 +75,7 @@ def parameterize(
         shape = tuple(weight.shape)
         if kernel == "matrix" or shape[1] < (positions := math.prod(shape[2:])) or positions == 1:
             shape = (shape[0], math.prod(shape[1:]))
-        inside = [outer for outer in layer_gamma if f"{label}.".startswith(f"{outer}.")]
+        inside = [outer for outer in layer_gamma if _within(label, outer)]
         own = layer_gamma[max(inside, key=len)] if inside else gamma
         if (rank := rank_of(shape, own)) is None:
             continue
@@ -120,6 +120,11 @@ def compositions(model: nn.Module) -> Iterator[tuple[nn.Module, str, Composition
                 yield layer, name, originals[0]
 
 
+def _within(path: str, outer: str) -> bool:
+    """Whether ``path`` is the module ``outer`` or lies in it."""
+    return f"{path}.".startswith(f"{outer}.")
+
+
 def _check_names(model: nn.Module, argument: str, given: Collection[str]) -> None:
     """Raises ValueError where one of the ``given`` names is of no module with a weight to factor."""
     if isinstance(given, str):
@@ -127,7 +132,7 @@ def _check_names(model: nn.Module, argument: str, given: Collection[str]) -> Non
     layers = model.named_modules()
     found = [path for path, layer in layers if any(p.dim() > 1 for p in layer.parameters(recurse=False))]
     for name in given:
-        if not any(f"{path}.".startswith(f"{name}.") for path in found):
+        if not any(_within(path, name) for path in found):
             raise ValueError(
                 f"{argument} names {name!r}, which is no module of the model with a weight to factor; it has "
                 f"{', '.join(found)}, and modules that contain these"
@@ -141,7 +146,7 @@ def _weights(model: nn.Module, dense: Collection[str]) -> Iterator[tuple[nn.Modu
     for path, layer in names.items():
         if isinstance(layer, parametrize.ParametrizationList) or parametrize.is_parametrized(layer):
             raise ValueError(f"layer {path!r} is parametrized already; a model is parameterized once")
-        if any(f"{path}.".startswith(f"{name}.") for name in dense):
+        if any(_within(path, name) for name in dense):
             continue
         for name, weight in layer.named_parameters(prefix="", recurse=False):
             label = f"{path}.{name}" if path else name

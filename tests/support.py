@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import struct
@@ -208,3 +209,15 @@ def copy_project(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     return folder
+
+
+def bash_lines(page: str) -> list[str]:
+    """Returns the commands of a page's bash blocks."""
+    return [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+
+
+def write_parts(page: str, folder: Path) -> None:
+    """Writes the files that a page shows, each by the name in its first line, beside a link to this repository."""
+    (folder / "pFedPara").symlink_to(ROOT)
+    for text, name in re.findall(r"```python\n(# (\S+).*?)```", page, re.DOTALL):
+        (folder / name).write_text(text)

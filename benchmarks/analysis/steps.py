@@ -82,11 +82,9 @@ def steps(studies: dict[str, Runs], value: Callable[[EndedRun], float]) -> str:
     """Returns a row for each step that was taken, a column for each study: the difference, and over how many seeds."""
     lines = ["| step | " + " | ".join(studies) + " |", "|---|" + "---:|" * len(studies)]
     for step, (label, without) in STEPS.items():
-        cells = []
-        for runs in studies.values():
-            gains = differences(runs, label, without, value)
-            cells.append(f"{words(gains, '+')} ({len(gains)})")
-        if any(not cell.endswith("(0)") for cell in cells):
+        gains = [differences(runs, label, without, value) for runs in studies.values()]
+        cells = [f"{words(each, '+')} ({len(each)})" for each in gains]
+        if any(gains):
             lines.append(f"| {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import ROOT
+from tests.support import ROOT, bash_lines, write_parts
 
 PAGE = (ROOT / "docs" / "plugins.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+COMMANDS = bash_lines(PAGE)
 TUNE = "--trials 2 --rounds 1 --partition iid --record tuned.yaml --out trials"
 
 
@@ -19,15 +19,9 @@ def type_in(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=200)
 
 
-def write_parts(folder: Path) -> None:
-    (folder / "pFedPara").symlink_to(ROOT)
-    for text in re.findall(r"```python\n(# .*?)```", PAGE, re.DOTALL):
-        (folder / re.match(r"# (\S+)", text)[1]).write_text(text)  # type: ignore[index]
-
-
 @pytest.mark.slow
 def test_a_method_is_tuned_on_a_model_and_a_data_set_of_one_s_own(tmp_path: Path) -> None:
-    write_parts(tmp_path)
+    write_parts(PAGE, tmp_path)
     parts = "--algo my_method:Decay --model my_model:Net --dataset my_data:rings"
     done = type_in(f"python pFedPara/benchmarks/tune.py {parts} {TUNE}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -44,7 +38,7 @@ def test_a_method_is_tuned_on_a_model_and_a_data_set_of_one_s_own(tmp_path: Path
 
 @pytest.mark.slow
 def test_each_part_is_found_by_all_ranks_of_a_job_elsewhere(tmp_path: Path) -> None:
-    write_parts(tmp_path)
+    write_parts(PAGE, tmp_path)
     for command in COMMANDS:
         done = type_in(command, tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), command

@@ -15,11 +15,23 @@ from safetensors.torch import load_file
 from baselines.adapter import RoundContext
 from benchmarks.api import run_experiment
 from benchmarks.federation.names import METHODS
-from tests.support import ROOT, alive, directory, findings, rows, run, start, summary, wait_for_round
+from tests.support import (
+    ROOT,
+    alive,
+    bash_lines,
+    directory,
+    findings,
+    rows,
+    run,
+    start,
+    summary,
+    wait_for_round,
+    write_parts,
+)
 
 SMALL = ("--clients", "3", "--epochs", "1", "--fraction", "0.2")
 PAGE = (ROOT / "docs" / "fedml.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+COMMANDS = bash_lines(PAGE)
 # One process imports for all ranks, and FedML's package is imported where its pins are not: the wiring is FedML's.
 IN_FEDML = """
 from benchmarks.runtime.launch import launch
@@ -94,15 +106,9 @@ def test_a_job_of_fedml_s_managers_goes_on_and_diverges_and_ends_as_ours_does(tm
     assert done.stderr.startswith("diverged: scaffold,")
 
 
-def write_files(folder: Path) -> None:
-    (folder / "pFedPara").symlink_to(ROOT)
-    for text in re.findall(r"```python\n(# .*?)```", PAGE, re.DOTALL):
-        (folder / re.match(r"# (\S+)", text)[1]).write_text(text)  # type: ignore[index]
-
-
 @pytest.mark.slow
 def test_a_trainer_of_fedml_s_is_a_method_here_in_both_runtimes(tmp_path: Path) -> None:
-    write_files(tmp_path)
+    write_parts(PAGE, tmp_path)
     for command in COMMANDS[:2]:
         done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=200)
         assert (done.returncode, done.stderr) == (0, "")
@@ -129,7 +135,7 @@ def one_process(job: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_a_method_of_ours_runs_in_a_job_of_fedml_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_files(tmp_path)
+    write_parts(PAGE, tmp_path)
     assert COMMANDS[2] == "mpirun -np 4 python my_fedml_job.py"
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{IN_FEDML}"
     command = ["mpirun", "-np", "4", sys.executable, "-W", "ignore", "-c", program]
