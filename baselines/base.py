@@ -82,7 +82,9 @@ class Trainer(FedMLTrainer):
         self.work: Work = {}
         self.counted: tuple[list[nn.Parameter], str] = ([], "")  # what ``count`` last saw, and its key
         self.private_rate = 1.0  # of the private parameters, in parts of η
-        self.slowed: set[int] = set()  # those that learn at it, by id
+        self.private_from = 0  # the round from which they learn at all
+        self.slowed: set[int] = set()  # those that learn at another rate, by id
+        self.round = 0  # of what is trained or deployed
         self.optimizers: dict[str, LocalOptimizer] = {}  # a method with a second model has one for that as well
         self.optimizer = self.add_optimizer("shared", dict(model.named_parameters()))
 
@@ -168,6 +170,7 @@ class Trainer(FedMLTrainer):
         All random numbers are drawn on the CPU, from the client's stream of this round, whichever process trains it.
         Raises DivergedError where the loss or a weight is no longer finite.
         """
+        self.round = context.round
         torch.set_rng_state(stream_state("training", *context))
         if not self.hyper.keep_optimizer:
             self.forget_moments()
@@ -209,18 +212,22 @@ class Trainer(FedMLTrainer):
             if self.slowed:
                 for parameter, gradient in zip(self.trainable, gradients, strict=True):
                     if id(parameter) in self.slowed:
-                        gradient.mul_(self.private_rate)
+                        gradient.mul_(self.private_rate if self.round >= self.private_from else 0.0)
         self.optimizer.step(self.trainable, gradients, lr)
         return loss
 
-    def slow_down_private(self, rate: float) -> None:
-        """Makes the private parameters learn at ``rate`` times η. Raises ValueError where steps are not plain SGD's."""
-        if rate != 1 and type(self).step is not Trainer.step:
-            raise ValueError("private_lr: the method has a step of its own; take fedavg or fedper")
-        if rate != 1 and self.hyper.optimizer != "sgd":
-            raise ValueError(f"private_lr scales the steps of --optimizer sgd alone, not of {self.hyper.optimizer}")
-        self.private_rate = rate
-        self.slowed = set() if rate == 1 else {id(tensor) for tensor in self.private.values()}
+    def slow_down_private(self, rate: float, start: int = 0) -> None:
+        """Makes the private parameters learn at ``rate`` times η, and from round ``start`` on alone.
+
+        Raises ValueError where steps are not plain SGD's.
+        """
+        name = "private_lr" if rate != 1 else "private_from" if start else ""
+        if name and type(self).step is not Trainer.step:
+            raise ValueError(f"{name}: the method has a step of its own; take fedavg or fedper")
+        if name and self.hyper.optimizer != "sgd":
+            raise ValueError(f"{name} scales the steps of --optimizer sgd alone, not of {self.hyper.optimizer}")
+        self.private_rate, self.private_from = rate, start
+        self.slowed = {id(tensor) for tensor in self.private.values()} if name else set()
 
     def correct(self, gradients: tuple[Tensor, ...]) -> None:
         """Adds what a method adds to the loss's gradients, in place; one for each of ``self.trainable``."""
@@ -292,6 +299,7 @@ class Trainer(FedMLTrainer):
     @contextmanager
     def deployed(self, data: TensorDataset, context: RoundContext) -> Iterator[nn.Module]:
         """Within the block ``self.model`` is what ``deploy`` makes of it; afterwards all is as it was."""
+        self.round = context.round
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         moments = copy_of(self.kept_moments)
         self.forget_moments()

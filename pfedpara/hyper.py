@@ -16,6 +16,9 @@ class FactorHyper(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         "", description="γ of modules that have another than the rest, such as hidden:0.25+classifier:1"
     )
     private_lr: float = Field(1.0, ge=0, description="factor on η of private parameters, in local steps of SGD")
+    private_from: int = Field(
+        0, ge=0, description="round, from 0, from which private parameters learn; before it they stand still"
+    )
 
     @field_validator("layer_gamma")
     @classmethod

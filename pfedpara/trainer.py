@@ -83,7 +83,7 @@ class Method(NamedTuple):
                 additive=factors.additive,
             )
         trainer = (alternating(self.trainer) if alternate else self.trainer)(model, hyper)
-        trainer.slow_down_private(factors.private_lr)
+        trainer.slow_down_private(factors.private_lr, factors.private_from)
         return trainer
 
 

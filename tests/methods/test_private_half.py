@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
+from baselines.adapter import RoundContext
 from baselines.base import Trainer
 from benchmarks.federation.registry import find_method
 from pfedpara.parameterize import parameterize, summarize
@@ -91,6 +93,17 @@ def test_a_half_that_stands_still_leaves_the_plain_product() -> None:
     torch.testing.assert_close(trainer.model[0].weight, now[X] @ now[Y].T)
 
 
+@pytest.mark.parametrize("alternate", [False, True])
+def test_the_private_half_learns_from_a_round_on(alternate: bool) -> None:
+    trainer = find_method("pfedpara").build(model(), ["2"], alternate=alternate, private_from=2, private_lr=3)
+    data = TensorDataset(torch.randn(8, 20), torch.arange(8) % 3)
+    for number in range(4):
+        before = {name: tensor.clone() for name, tensor in trainer.private.items()}
+        trainer.fit(data, RoundContext(0, 0, number))
+        moved = [not torch.equal(before[name], tensor) for name, tensor in trainer.private.items()]
+        assert any(moved) == (number >= 2), number
+
+
 @pytest.mark.parametrize(
     ("algo", "weights", "chosen", "sentence"),
     [
@@ -98,6 +111,8 @@ def test_a_half_that_stands_still_leaves_the_plain_product() -> None:
         ("pfedpara", None, {"private_lr": 0.1, "optimizer": "adam"}, "steps of --optimizer sgd alone, not of adam"),
         ("pfedme", "pfedpara", {"private_lr": 0.1}, "the method has a step of its own"),
         ("pfedpara", None, {"private_lr": -1}, "greater than or equal to 0"),
+        ("pfedpara", None, {"private_from": 1, "optimizer": "adam"}, "private_from scales the steps of"),
+        ("pfedpara", None, {"private_from": -1}, "greater than or equal to 0"),
     ],
 )
 def test_nonsense_is_refused(algo: str, weights: str | None, chosen: dict[str, float | str], sentence: str) -> None:
