@@ -24,6 +24,7 @@ METHODS = {
     "feddbe": "baselines.feddbe:FedDbeTrainer",
     "fedluar": "baselines.fedluar:FedLuarTrainer",
     "fedmud": "baselines.fedmud:FedMudTrainer",
+    "spafl": "baselines.spafl:SpaflTrainer",
     "pooled": "baselines.pooled:PooledTrainer",
     "per-fedavg": "baselines.per_fedavg:PerFedAvgTrainer",
     "fedbn": "baselines.fedbn:FedBNTrainer",

@@ -27,6 +27,7 @@ TRAINED = {
     "pfedme",
     "ditto",
     "apfl",
+    "spafl",
     "local",
 }  # judged on what a client trained last
 ALGOS = [algo for algo in METHODS if algo not in ("fedbn", "pooled")]  # another model; other participants

@@ -16,7 +16,7 @@ from pfedpara.hadamard import Method as Factors
 from pfedpara.trainer import Method
 
 FACTORS = get_args(Factors)
-TRAINED = {"local", "fedper", "pfedme", "ditto", "apfl"}  # whatever the weights
+TRAINED = {"local", "fedper", "pfedme", "ditto", "apfl", "spafl"}  # whatever the weights
 OWN = {
     "fedala",
     "feddbe",
@@ -40,7 +40,7 @@ CASES = [
     for algo, method in METHODS.items()
     for weights in ([method.factors] if method.factors else ["dense", *FACTORS])
     if not (algo in ("ditto", "apfl", "pooled") and weights in PRIVATE)
-    and not (algo == "fedmud" and weights != "dense")
+    and not (algo in ("fedmud", "spafl") and weights != "dense")
 ]
 
 
