@@ -69,6 +69,8 @@ KNOWN = {
     "local": Style(BLACK, "D", DASHED),
     "lg-fedavg": Style(BLACK, "s", SOLID),
     "pfedpara-x": Style(VERMILION, "^", LONG),
+    "fedlmt": Style(VERMILION, "D", LONG),
+    "pfedlmt": Style(VERMILION, "s", LONG),
 }
 
 _COLORS = (BLUE, GREEN, BLACK, PINK, VERMILION, ORANGE, SKY)

@@ -9,6 +9,7 @@ Hyeon-Woo, Ye-Bin, Oh: "FedPara: Low-Rank Hadamard Product for Communication-Eff
                                                (Guo et al., ICLR 2025: Y is their A, X their B)
 
     pfedpara-x  pfedpara with a dense head, and X1, Y1 trained and sent in turn (baselines/alternating.py)
+    fedlmt, pfedlmt  lowrank with a dense head, trained in their own ways (baselines/fedlmt.py)
 
 No deviation beyond the shared clipping of baselines/base.py; pfedpara-x is this project's (docs/pfedpara.md).
 """
@@ -22,6 +23,7 @@ from torch import nn
 from baselines.alternating import AlternatingTrainer, alternating
 from baselines.base import Hyper, Trainer
 from baselines.fedavg import FedAvgTrainer
+from baselines.fedlmt import FedLmtTrainer, PFedLmtTrainer
 from pfedpara.hadamard import Method as Factors
 from pfedpara.hyper import FactorHyper, layer_gammas
 from pfedpara.parameterize import parameterize
@@ -98,3 +100,5 @@ class PFedParaXTrainer(AlternatingTrainer, FedAvgTrainer):
 
 
 PFEDPARA_X = Method(PFedParaXTrainer, "pfedpara", dense_head=True)
+FEDLMT = Method(FedLmtTrainer, "lowrank", dense_head=True)
+PFEDLMT = Method(PFedLmtTrainer, "lowrank", dense_head=True)

@@ -25,6 +25,8 @@ METHODS = {
     "fedluar": "baselines.fedluar:FedLuarTrainer",
     "fedmud": "baselines.fedmud:FedMudTrainer",
     "spafl": "baselines.spafl:SpaflTrainer",
+    "fedlmt": "pfedpara.trainer:FEDLMT",
+    "pfedlmt": "pfedpara.trainer:PFEDLMT",
     "pooled": "baselines.pooled:PooledTrainer",
     "per-fedavg": "baselines.per_fedavg:PerFedAvgTrainer",
     "fedbn": "baselines.fedbn:FedBNTrainer",
@@ -33,7 +35,7 @@ METHODS = {
 }
 """Beside these, FedAvg on factors is called by the factors' name: pfedpara, fedpara, lowrank, fedsa."""
 
-WEIGHTS = {"pfedpara-x": "pfedpara"}
+WEIGHTS = {"pfedpara-x": "pfedpara", "fedlmt": "lowrank", "pfedlmt": "lowrank"}
 """The factors of methods that have some of their own, and are called otherwise."""
 
 MODELS = {

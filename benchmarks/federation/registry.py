@@ -33,7 +33,7 @@ def find_method(algo: str, parameterization: str | None = None) -> Method:
         return method
     if method.factors:
         raise ValueError(
-            f"--parameterization: {algo} is FedAvg on {method.parameterization} weights; "
+            f"--parameterization: {algo} is on {method.parameterization} weights of its own; "
             f"take --algo fedavg for {parameterization} ones"
         )
     return method._replace(factors=parameterization)  # type: ignore[arg-type]

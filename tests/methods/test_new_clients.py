@@ -20,7 +20,7 @@ from tests.support import directory, refusal, rows, run, same_findings, summary
 LATER = RoundContext(seed=0, client=7, round=3)
 
 AS_RECEIVED = {"fedavg", "fedprox", "scaffold", "feddyn", "fedavgm", "fedadam", "fedyogi", "fedpara", "lowrank"}
-AS_RECEIVED |= {"fedala", "fedluar", "fedmud", "pooled"}
+AS_RECEIVED |= {"fedala", "fedluar", "fedmud", "fedlmt", "pooled"}
 BY_THEIR_OWN_MEANS = {"fedavg-ft", "fedbabu", "per-fedavg"}  # of ``deploy``
 BY_A_ROUND = {
     "pfedpara",
@@ -33,7 +33,7 @@ BY_A_ROUND = {
     "ditto",
     "apfl",
 }  # and judged on what they trained
-BY_WHAT_THEY_KEEP_OF_A_ROUND = {"fedrep", "lg-fedavg", "fedbn", "feddbe"}
+BY_WHAT_THEY_KEEP_OF_A_ROUND = {"fedrep", "lg-fedavg", "fedbn", "feddbe", "pfedlmt"}
 
 
 def data() -> TensorDataset:
@@ -82,6 +82,7 @@ def test_a_new_client_adapts_as_the_method_says(algo: str) -> None:
         "lg-fedavg": {"0.weight", "0.bias"},
         "fedbn": {"1.weight", "1.bias"},
         "feddbe": {"3.domain_bias"},
+        "pfedlmt": {"3.weight", "3.bias"},
     }.get(algo, set())
     for name, tensor in joined.items():
         source = trained if algo in BY_A_ROUND or name in kept else deployed

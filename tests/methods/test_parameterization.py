@@ -26,6 +26,7 @@ OWN = {
     "per-fedavg",
     "fedbn",
     "fedavg-ft",
+    "pfedlmt",
 }  # received, whatever the weights
 PRIVATE = {"pfedpara", "fedsa"}  # weights of which a half stays at the client
 

@@ -78,7 +78,7 @@ def test_help_imports_nothing_that_takes_long(command: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [
-        ("--algo local pfed", "pfedme pfedpara-x pfedpara"),
+        ("--algo local pfed", "pfedme pfedlmt pfedpara-x pfedpara"),
         ("--dataset c", "cifar10 cifar100 cinic10 csv:"),
         ("--partition d", "dirichlet:"),
         ("--model cnn", "cnn cnn-bn"),
