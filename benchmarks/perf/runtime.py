@@ -178,9 +178,8 @@ def vectorized_loop(rounds: int) -> list[float]:
 
 
 def pss(launcher: psutil.Process) -> int:
-    """Returns the bytes that the ranks hold together, shared pages counted once."""
-    ranks = [p for p in launcher.children(recursive=True) if p.name().startswith("python")]
-    return sum(p.memory_full_info().pss for p in ranks)
+    """Returns the bytes that a job's processes hold together, shared pages counted once."""
+    return sum(p.memory_full_info().pss for p in (launcher, *launcher.children(recursive=True)))
 
 
 def first_worker(launcher: psutil.Process) -> int | None:

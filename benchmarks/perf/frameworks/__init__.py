@@ -1,0 +1,1 @@
+"""FedAvg in other frameworks, a script each; benchmarks/perf/peers.py runs them in environments of their own."""
