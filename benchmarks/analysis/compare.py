@@ -11,6 +11,7 @@ from benchmarks.analysis.load import EndedRun, ReportError
 from benchmarks.analysis.statistics import FEWEST, reached_alone, tabulate
 from benchmarks.federation.compress import NONE
 from benchmarks.federation.recorder import whose
+from benchmarks.federation.settings import noised
 
 
 class Comparison(NamedTuple):
@@ -47,6 +48,7 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
         local = run.hyper["optimizer"]
         apart = [f"-{local}" * (local != "sgd"), *(f"-dense-{name}" for name in run.settings.get("dense", []))]
         apart += ["-alternate"] * run.settings.get("alternate", False)
+        apart += [noised(run.settings.get("dp_clip", 0), run.settings.get("dp_noise", 0))]
         apart += [f"-{codec}" for codec in (run.settings.get("codec", NONE),) if codec != NONE]
         found["".join([optimizer, *apart, run.apart]), weights, *bits] = method
     return found
@@ -89,7 +91,8 @@ def _values(runs: Iterable[EndedRun], key: str) -> str:
 def command(runs: list[EndedRun]) -> str:
     """Returns the command line that gives one method's ``runs`` again."""
     no_options = ("hyper", "tuned", "shown", "partition_sha256")
-    options = {key: value for key, value in runs[0].settings.items() if key not in no_options and value != ""}
+    given = {key: value for key, value in runs[0].settings.items() if value not in (None, "")}
+    options = {key: value for key, value in given.items() if key not in no_options}
     options["seed"] = _values(runs, "seed").split()
     options["set"] = [f"{key}={value}" for key, value in runs[0].settings.get("hyper", {}).items()]
     words = ["python", "benchmarks/run.py"]

@@ -44,6 +44,11 @@ LEGEND_OF_COST = (
     f"takes what it took there on one core, one local epoch of {cost.SAMPLES} samples of 28 × 28 in batches of "
     f"{cost.BATCH} on the {cost.MODEL}, whatever the runs did. Other models, and methods not measured, are left out."
 )
+LEGEND_OF_PRIVACY = (
+    "Privacy: of one client among those that take part, towards whoever sees what the server gives back; the server is "
+    "trusted. ε at δ is dp-accounting's for clients that are replaced by others; not private: noise was drawn from "
+    "--dp-seed. Norm of the noise: its standard deviation times the square root of the parameters that it was added to."
+)
 LEGEND_OF_WORK = (
     "Gradients: of how many samples' losses a client takes them, a batch of B counting B times, as a mean over clients "
     "and rounds; before use: where a client adapts its model before it is judged, once, which training does not see. "
@@ -192,6 +197,31 @@ def wording_of_work(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def wording_of_privacy(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each method whose updates were clipped; none where no method's were."""
+    rows = []
+    for method, runs in comparison.runs.items():
+        if not (found := [known for run in runs if isinstance(known := run.summary.get("privacy"), dict)]):
+            continue
+        known, figures = found[0], comparison.table.loc[method]
+        spent = [each["epsilon"] for each in found]
+        deviation = known["noise"] * known["clip"] / known["participants"]
+        promised = "not private" if None in spent else f"{max(spent):.3g}"
+        rows.append(
+            {
+                "method": method,
+                "accuracy %": with_half(percent(figures["accuracy"]), figures["half_interval"]),
+                "ε": promised if known["noise"] else NONE,
+                "δ": f"{known['delta']:.2g}" if known["noise"] else NONE,
+                "clip C": f"{known['clip']:g}",
+                "noise σ": f"{known['noise']:g}",
+                "participants": f"{known['participants']} of {known['clients']}",
+                "norm of the noise": f"{deviation * figures['up'] ** 0.5:.3g}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def wording_of_newcomers(comparison: Comparison) -> pd.DataFrame:
     """Returns a row for each method that was judged on clients that took no part; none where there are none."""
     table = comparison.table.loc[list(comparison.runs)]
@@ -220,6 +250,7 @@ def wording_of_newcomers(comparison: Comparison) -> pd.DataFrame:
 
 FURTHER = {
     **{wording_of_metrics: LEGEND_OF_METRICS, wording_of_newcomers: LEGEND_OF_NEWCOMERS},
+    **{wording_of_privacy: LEGEND_OF_PRIVACY},
     **{wording_of_work: LEGEND_OF_WORK, wording_of_cost: LEGEND_OF_COST},
 }
 """The tables after the first one, where they have rows, and what their columns mean."""

@@ -26,9 +26,10 @@ METAVARS = {
     **dict.fromkeys(("partition", "codec"), "SPEC"),
     **dict.fromkeys(("fraction", "deadline"), "X"),
     **dict.fromkeys(("dropout", "stragglers"), "P"),
+    **{"dp_clip": "C", "dp_noise": "SIGMA", "dp_seed": "N"},
     **{"checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME", "image_size": "N"},
 }
-SEVERAL = ("algo", "partition", "parameterization", "quantize", "codec", "seed")
+SEVERAL = ("algo", "partition", "parameterization", "quantize", "codec", "dp_clip", "dp_noise", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
 FIELDS = Settings.model_fields
 HYPER = FactorHyper.model_fields | Hyper.model_fields
@@ -38,6 +39,7 @@ GROUPS = {
     "what is compared": ("suite", "preset", "algo", *WEIGHTS, "quantize", "codec", "seed"),
     "data and model": ("dataset", *Choices._fields, "data_dir", "partition", "fraction", "tuning", "clients", "model"),
     "rounds": ("rounds", "clients_per_round", "new_clients", "quantize_down", "dropout", "stragglers", "deadline"),
+    "privacy": ("dp_clip", "dp_noise", "dp_seed"),
     "local training": (*HYPER_OPTIONS, *HYPER_FLAGS, "set"),
     "results": ("out", "name", "eval_every", *CHECKPOINTS, "histograms", "track", "overwrite"),
 }

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from baselines.base import Work
-from benchmarks.federation import board, checkpoint
+from benchmarks.federation import board, checkpoint, privacy
 from benchmarks.federation.ledger import Entry, Traffic
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, find_metrics
+from benchmarks.federation.participation import Participants, draw_participants
 from benchmarks.federation.provenance import command
 from benchmarks.federation.recorder import Recorder
 from benchmarks.federation.registry import build_trainer
@@ -84,6 +85,7 @@ class Run:
         self.figures, self.newcomers = Figures(), Newcomers()
         self.traffic = Traffic()
         self.restored = self.resume()
+        self.noise = privacy.Noise(settings, self.progress.round) if settings.dp_noise else None
         if not self.restored:
             checkpoint.clear(settings.directory)
         kept = self.restored.record.tables if self.restored else None
@@ -147,6 +149,16 @@ class Run:
             check_tables(self.settings.directory, record.tables, find_metrics(self.settings.metric))
         except ValueError as error:
             raise checkpoint.RefusedError(str(error)) from None
+
+    def participants(self, number: int) -> Participants:
+        """Returns who takes part in round ``number``, counted from 1."""
+        return draw_participants(self.settings, number, self.sizes, self.noise.secret if self.noise else None)
+
+    def holders(self, number: int) -> frozenset[int]:
+        """Returns the clients that have what round ``number`` did not change, as far as that is known."""
+        if self.noise and self.noise.secret is not None and number <= self.noise.first:
+            return frozenset()  # an earlier job's secret drew them
+        return frozenset(self.participants(number).arriving)
 
     def untrained(self) -> list[int]:
         """Returns the clients whose deployed model follows from what they receive, not from what they trained."""

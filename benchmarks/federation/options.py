@@ -136,14 +136,15 @@ def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
     common = {"clients_per_round": options.get("clients", FIELDS["clients"].default)} | options
     lists = [common.get(name, [FIELDS[name].default]) for name in ("partition", "seed", "algo")]
     lists += [common.get("parameterization", [None])]
-    lists += [common.get(name, [FIELDS[name].default]) for name in ("quantize", "codec")]
+    lists += [common.get(name, [FIELDS[name].default]) for name in ("quantize", "codec", "dp_clip", "dp_noise")]
     found: list[Settings] = []
     known: dict[str, dict[str, Any]] | None = None  # all runs are of one data set and model
     restated = options.get("tuned", ())
-    for partition, seed, algo, weights, bits, codec in itertools.product(*lists):
+    for partition, seed, algo, weights, bits, codec, clip, noise in itertools.product(*lists):
         try:
             method = find_method(algo, weights)
             own = {"parameterization": method.parameterization, "quantize": bits, "codec": codec}
+            own |= {"dp_clip": clip, "dp_noise": noise}
             own |= {"hyper": {}, "tuned": []}
             own |= {} if method.factors else {"dense": [], "alternate": False}
             s = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)

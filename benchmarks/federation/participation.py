@@ -23,13 +23,16 @@ class Participants:
         return [client for client in self.drawn if client not in {*self.dropped, *self.late}]
 
 
-def draw_participants(settings: Settings, number: int, sizes: Sequence[int]) -> Participants:
+def draw_participants(settings: Settings, number: int, sizes: Sequence[int], secret: int | None = None) -> Participants:
     """Returns who takes part in round ``number``, counted from 1.
 
-    ``sizes``: samples that each client trains on; who has none takes no part.
+    ``sizes``: samples that each client trains on; who has none takes no part. ``secret``: what is drawn from in place
+    of the seed, which anybody may know.
     """
     able = able_clients(sizes)
-    places = sample_clients(settings.seed, number, len(able), min(settings.clients_per_round, len(able)))
+    places = sample_clients(
+        settings.seed if secret is None else secret, number, len(able), min(settings.clients_per_round, len(able))
+    )
     drawn = [able[place] for place in places]
     return Participants(drawn, *draw_faults(settings, number, {client: sizes[client] for client in drawn}))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from baselines.base import Trainer
-from benchmarks.federation import files, lock
+from benchmarks.federation import files, lock, privacy
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.metrics import check_metrics
 from benchmarks.federation.models import check_logits
@@ -253,6 +253,7 @@ def plan(options: argparse.Namespace, ranks: int | None = None) -> tuple[list[Ex
                 sizes = opened.sizes("train").tolist()
                 for samples in sizes:
                     trainers[label].check_client(samples)
+                privacy.check(s, trainers[label], sizes[: s.clients])
                 if s.runtime == "fedml":
                     check_runtime(s, trainers[label], sizes, ranks)
         except DataError:

@@ -19,7 +19,7 @@ from benchmarks.federation import checkpoint, codec, work
 from benchmarks.federation.experiment import Newcomers, Run
 from benchmarks.federation.ledger import Entry, traffic_to_model
 from benchmarks.federation.metrics import ClientFigures
-from benchmarks.federation.participation import Participants, draw_participants, faulty
+from benchmarks.federation.participation import Participants, faulty
 from benchmarks.federation.recorder import Totals
 from benchmarks.federation.settings import Settings
 from benchmarks.federation.updates import Updates, finite
@@ -93,12 +93,13 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
     begun = time.perf_counter()
     progress, settings = run.progress, run.settings
     progress.round += 1
-    participants = draw_participants(settings, progress.round, run.sizes)
+    participants = run.participants(progress.round)
     progress.absent["dropped"] += len(participants.dropped)
     progress.absent["late"] += len(participants.late)
 
     downlink = pack_downlink(run, progress.round)
-    updates = Updates(run.aggregator, {client: run.sizes[client] for client in participants.arriving})
+    alike = settings.dp_clip > 0  # a client's weight would tell its size, and move the mean by more than the clip
+    updates = Updates(run.aggregator, {client: 1 if alike else run.sizes[client] for client in participants.arriving})
     yield from clients.train(run, participants, downlink, updates)
     if not progress.diverged:
         aggregate(run, updates, downlink)
@@ -136,7 +137,7 @@ def pack_downlink(run: Run, number: int) -> Downlink:
     rest = codec.pack(codec.select(shared, others), None, others, form, None)  # what the holders have, bit for bit
     there = codec.unflatten(received, changed)
     there |= codec.unflatten(codec.unpack(rest["tensors"], None, others, form), others)
-    holders = frozenset(draw_participants(run.settings, number - 1, run.sizes).arriving)
+    holders = run.holders(number - 1)
     both = {"tensors": torch.cat([packed["tensors"], rest["tensors"]])}
     if "parameters" in packed:
         both["parameters"] = packed["parameters"] + rest["parameters"]
@@ -147,6 +148,8 @@ def aggregate(run: Run, updates: Updates, downlink: Downlink) -> None:
     """Makes the new global model of the updates that arrived; without any it stays as it is."""
     if updates.sizes:
         run.aggregator.set_received(codec.unflatten(downlink.received, run.trainer.travelling))
+        if run.noise:
+            run.noise.add(updates.mean.sums, run.progress.round, len(updates.sizes))
         new = updates.aggregate()
         if not finite(new):
             what = "the new global model" if updates.wild is None else "a parameter that it sent"

@@ -29,7 +29,7 @@ CONDUCT = {
     "track",
 }
 # What FedML's own managers have nothing for.
-NOT_IN_FEDML = ("quantize", "quantize_down", "codec", "dropout", "stragglers", "deadline", "comm_timeout")
+NOT_IN_FEDML = ("quantize", "quantize_down", "codec", "dp_clip", "dropout", "stragglers", "deadline", "comm_timeout")
 # What says how a run is called, and where its values come from, not what is run.
 NAMING = {"name", "shown", "tuned"}
 
@@ -38,6 +38,11 @@ def one_name(algo: str, parameterization: str | None) -> tuple[str, str]:
     """Returns a method and its weights, by default its own, as both are called: FedAvg on factors has their name."""
     weights = parameterization or (algo if algo in FACTORS else names.WEIGHTS.get(algo, "dense"))
     return weights if algo == "fedavg" and weights in FACTORS else algo, weights
+
+
+def noised(clip: float, noise: float) -> str:
+    """Returns how a label says that updates are clipped, and that their mean gets noise."""
+    return f"-dp{clip:g}" * bool(clip) + f"-noise{noise:g}" * bool(noise)
 
 
 class Settings(BaseModel):
@@ -88,6 +93,21 @@ class Settings(BaseModel):
         compress.NONE,
         description="what of an update travels up, while the rest waits on the client, one run each: topk:SHARE | "
         "randk:SHARE | sign | powersgd:RANK | none (all of it)",
+    )
+    dp_clip: float = Field(
+        0,
+        ge=0,
+        description="clip a client's update, all that it sends, to the Euclidean norm C, and count each participant "
+        "alike, one run each; 0: neither",
+    )
+    dp_noise: float = Field(
+        0,
+        ge=0,
+        description="differential privacy of clients: add Gaussian noise of deviation SIGMA x C / participants to "
+        "their mean update, one run each; C is --dp-clip's",
+    )
+    dp_seed: int | None = Field(
+        None, ge=0, description="draw that noise from seed N, so that runs repeat; such a run is not private"
     )
     model: str = Field("mlp", description="")  # the command line lists those that are here
     seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
@@ -210,6 +230,24 @@ class Settings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _what_noise_needs(self) -> "Settings":
+        if self.dp_noise and not self.dp_clip:
+            raise ValueError(f"--dp-noise {self.dp_noise:g} needs a --dp-clip above 0: noise is measured by it")
+        if self.dp_seed is not None and not self.dp_noise:
+            raise ValueError(f"--dp-seed {self.dp_seed} draws noise: give a --dp-noise above 0 as well")
+        if not self.dp_clip:
+            return self
+        for name in ("quantize", "codec"):
+            if (value := getattr(self, name)) != (plain := type(self).model_fields[name].default):
+                raise ValueError(f"--dp-clip: --{name} {value} changes an update after it was clipped; take {plain}")
+        for name in ("dropout", "deadline"):
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"--dp-clip: with --{name} {value:g} not every client takes part with the same chance; take 0"
+                )
+        return self
+
     @property
     def uplink(self) -> str:
         """How the clients' updates are packed."""
@@ -235,6 +273,7 @@ class Settings(BaseModel):
         ways = {"": self.quantize, "down": self.quantize_down}
         codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
         codec += [f"-{self.codec}"] * (self.codec != compress.NONE)
+        codec += [noised(self.dp_clip, self.dp_noise)]
         values = flatten(self.record())
         shown = [f",{show(name, values[name])}" for name in self.shown if name in values]
         method = self.name or self.variant + dense + "-alternate" * self.alternate

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from baselines.base import Params
-from benchmarks.federation import lock, work
+from benchmarks.federation import lock, privacy, work
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.ledger import totals
 from benchmarks.federation.metrics import METRICS
@@ -89,6 +89,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "traffic_to_model": None if progress.diverged else traffic.to_model,
         "moved": {unit: traffic.moved[f"{unit}_move"] for unit in ("parameters", "bytes")},
         "absent": progress.absent,
+        **({"privacy": privacy.summarize(s, run.sizes, run.noise, progress.diverged is not None)} if s.dp_clip else {}),
         "work": summarize_work(run),
         "seconds": run.counts["seconds"],
         "shared_sha256": digest(run.aggregator.get_model_params()),

@@ -39,7 +39,20 @@ OWN = {
     "name",
     "dense",
 }
-OWN |= {"quantize", "quantize_down", "codec", "eval_every", "checkpoint_every", "tuning", "hyper", "shown", "tuned"}
+OWN |= {
+    "quantize",
+    "quantize_down",
+    "codec",
+    "dp_clip",
+    "dp_noise",
+    "dp_seed",
+    "eval_every",
+    "checkpoint_every",
+    "tuning",
+    "hyper",
+    "shown",
+    "tuned",
+}
 """The settings that trials do not take over from a suite."""
 
 

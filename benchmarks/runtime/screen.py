@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from benchmarks.federation import privacy
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.metrics import ClientFigures
 from benchmarks.federation.recorder import summarize_newcomers, whose
@@ -95,6 +96,10 @@ class Screen:
             sentence = f"diverged: {settings.label}, {whose(d['client'])}, round {d['round']}: {d['reason']}"
             print(printable(sentence), file=sys.stderr, flush=True)
             return
+        if run.noise:
+            known = privacy.summarize(settings, run.sizes, run.noise, diverged=False)
+            said = "ε = {epsilon:.3g} at δ = {delta:.2g}, one of {clients} clients replaced ({releases} noisy means)"
+            self.say("  " + (said.format(**known) if known["private"] else "ε: not private, by --dp-seed"))
         if new := run.newcomers.figures:
             means = {name: of["mean"] for name, of in summarize_newcomers(new).items()}
             line = "  {} new clients: accuracy {received:.3f} as received, {adapted:.3f} after adapting"

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext, predict
 from baselines.base import DivergedError, Params, Work
-from benchmarks.federation import checkpoint, codec, metrics, work
+from benchmarks.federation import checkpoint, codec, metrics, privacy, work
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures
 from benchmarks.federation.registry import build_trainer
@@ -111,6 +111,8 @@ class Share:
         stream = partial(codec.random_stream, "up", self.settings.seed, client, number)
         known = codec.reference(received, sent, trainer.differences, form)
         shared = codec.flatten(trainer.get_model_params())
+        if clip := self.settings.dp_clip:
+            shared = privacy.clip(shared, codec.select(received, sent), clip)
         wanted = codec.add_waiting(shared, sent, waiting)
         packed = codec.pack(wanted, known, sent, form, stream(), waiting)
         arrives = codec.unpack(packed["tensors"], known, sent, form, stream(), waiting)
