@@ -77,6 +77,7 @@ class Trainer(FedMLTrainer):
         self.travelling: Mapping[str, Tensor] = self.shared
         self.private_state: Mapping[str, Tensor] = self.private
         self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
+        self.marks: Mapping[str, str] = {}  # of what goes up in part: by the name of its marks, 0 or 1, its name
         self.feedback: Params = {}  # what messages have left out of some in ``travelling`` so far, by their names
         self.trainable = list(model.parameters())  # what a step changes
         self.work: Work = {}

@@ -70,6 +70,7 @@ KNOWN = {
     "lg-fedavg": Style(BLACK, "s", SOLID),
     "pfedpara-x": Style(VERMILION, "^", LONG),
     "fedlmt": Style(VERMILION, "D", LONG),
+    "fedselect": Style(GREEN, "D", LONG),
     "pfedlmt": Style(VERMILION, "s", LONG),
 }
 

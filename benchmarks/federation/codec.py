@@ -17,6 +17,7 @@ A downlink, where asked for, quantizes w itself: a client that took no part for 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from baselines.base import Params, Trainer, copy_into
 from benchmarks.federation import compress
-from benchmarks.federation.compress import Codec, Shapes
+from benchmarks.federation.compress import VALUE, Codec, Shapes, check_length
 from benchmarks.federation.settings import UNQUANTIZED
 from pfedpara.sharing import learned
 from pfedpara.streams import stream_seed
@@ -190,6 +191,33 @@ def codec_of(form: str, like: Mapping[str, Tensor], partial: Collection[str]) ->
     return codec, [tuple(tensor.shape) for name, tensor in like.items() if name in partial]
 
 
+def pack_marked(values: Tensor, like: Mapping[str, Tensor], marks: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a bit for each mark, and the float32 values of what is marked 1 or has no marks."""
+    parts = unflatten(values, like)
+    bits = {name: parts[mark] > 0 for mark, name in marks.items()}
+    sent = [parts[name][bits[name]] if name in bits else parts[name].flatten() for name in like if name not in marks]
+    flat, flags = torch.cat(sent), torch.cat([bits[name].flatten() for name in marks.values()])
+    packed = np.concatenate([np.packbits(flags.numpy()), flat.numpy().view(np.uint8)])
+    return {"tensors": torch.from_numpy(packed), "parameters": flat.numel()}
+
+
+def unpack_marked(tensors: Tensor, like: Mapping[str, Tensor], marks: Mapping[str, str]) -> Tensor:
+    """Returns the values (n,) of what ``pack_marked`` made, 0 where nothing was sent. Raises ValueError."""
+    raw, arrived = tensors.numpy().view(np.uint8), {name: torch.ones(tensor.shape) for name, tensor in like.items()}
+    count = sum(like[mark].numel() for mark in marks)
+    places, numbers = np.split(raw, [-(-count // 8)])
+    flags = torch.from_numpy(np.unpackbits(places)[:count].astype(np.float32))
+    arrived |= unflatten(flags, {mark: like[mark] for mark in marks})
+    of = {name: arrived[mark] > 0 for mark, name in marks.items()}
+    wanted = {name: of.get(name, torch.ones(like[name].shape, dtype=torch.bool)) for name in like if name not in marks}
+    check_length(numbers, VALUE.itemsize * sum(int(mask.sum()) for mask in wanted.values()))
+    flat, start = torch.from_numpy(np.frombuffer(numbers.tobytes(), VALUE).copy()), 0
+    for name, mask in wanted.items():
+        arrived[name] = torch.zeros(mask.shape)
+        arrived[name][mask] = flat[start : (start := start + int(mask.sum()))]
+    return flatten(arrived)
+
+
 def pack(
     values: Tensor,
     reference: Tensor | None,
@@ -197,12 +225,16 @@ def pack(
     form: str,
     stream: np.random.Generator | None,
     partial: Collection[str] = (),
+    marks: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns what a message says of flat ``values`` (n,) with the shapes of ``like``: ``tensors`` and, for packed
     ones, how many ``parameters`` they are. The receiver has ``reference`` (n,) already, where it is given.
 
     A codec packs the tensors named in ``partial`` and takes a reference and a stream; the others travel whole.
+    ``marks`` has the tensor of each tensor of marks, by name: with form 32 its numbers marked 0 do not travel.
     """
+    if marks:
+        return pack_marked(values, like, marks)
     if form == UNQUANTIZED:
         return {"tensors": values}
     sizes = [tensor.numel() for tensor in like.values()]
@@ -225,12 +257,15 @@ def unpack(
     form: str,
     stream: np.random.Generator | None = None,
     partial: Collection[str] = (),
+    marks: Mapping[str, str] = MappingProxyType({}),
 ) -> Tensor:
     """Returns the flat float32 values (n,) of what ``pack`` made, with a fresh ``stream`` of the same keys.
 
     Raises ValueError where it is not of that form.
     """
     tensors = torch.empty(0) if tensors is None else tensors
+    if marks:
+        return unpack_marked(tensors, like, marks)
     if form == UNQUANTIZED or not like:
         return tensors
     if form in KINDS:

@@ -27,6 +27,7 @@ METHODS = {
     "spafl": "baselines.spafl:SpaflTrainer",
     "fedlmt": "pfedpara.trainer:FEDLMT",
     "pfedlmt": "pfedpara.trainer:PFEDLMT",
+    "fedselect": "baselines.fedselect:FedSelectTrainer",
     "pooled": "baselines.pooled:PooledTrainer",
     "per-fedavg": "baselines.per_fedavg:PerFedAvgTrainer",
     "fedbn": "baselines.fedbn:FedBNTrainer",

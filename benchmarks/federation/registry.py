@@ -62,5 +62,7 @@ def build_trainer(settings: Settings, store: Store, device: str = "cpu") -> Trai
         raise ValueError(
             "--quantize-down: clients add up what they receive, and rounding would let them drift; leave it out"
         )
+    if trainer.marks and settings.uplink != UNQUANTIZED:
+        raise ValueError("--quantize and --codec: clients leave numbers out of what they send already; leave it out")
     trainer.feedback = codec.feedback(trainer, settings.codec)
     return trainer

@@ -215,8 +215,9 @@ class Server(Node):
             raise MessageError(message, f"client {client} has {run.sizes[client]} samples, not {samples}")
         stream = codec.random_stream("up", settings.seed, client, run.progress.round)
         try:
-            tensors, form = message.get(TENSORS), settings.uplink
-            return codec.unflatten(codec.unpack(tensors, known, sent, form, stream, run.trainer.feedback), sent)
+            tensors, form, trainer = message.get(TENSORS), settings.uplink, run.trainer
+            arrived = codec.unpack(tensors, known, sent, form, stream, trainer.feedback, trainer.marks)
+            return codec.unflatten(arrived, sent)
         except ValueError as error:
             raise MessageError(message, f"for client {client}: {error}") from None
 

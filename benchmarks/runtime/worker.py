@@ -114,8 +114,8 @@ class Share:
         if clip := self.settings.dp_clip:
             shared = privacy.clip(shared, codec.select(received, sent), clip)
         wanted = codec.add_waiting(shared, sent, waiting)
-        packed = codec.pack(wanted, known, sent, form, stream(), waiting)
-        arrives = codec.unpack(packed["tensors"], known, sent, form, stream(), waiting)
+        packed = codec.pack(wanted, known, sent, form, stream(), waiting, trainer.marks)
+        arrives = codec.unpack(packed["tensors"], known, sent, form, stream(), waiting, trainer.marks)
         if waiting:
             codec.keep_waiting(waiting, wanted - arrives, sent)
         trainer.settle(codec.unflatten(arrives.to(self.device), sent))

@@ -24,6 +24,7 @@ TRAINED = {
     "pfedpara-x",
     "fedsa",
     "fedper",
+    "fedselect",
     "pfedme",
     "ditto",
     "apfl",
