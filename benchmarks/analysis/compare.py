@@ -90,7 +90,7 @@ def _values(runs: Iterable[EndedRun], key: str) -> str:
 
 def command(runs: list[EndedRun]) -> str:
     """Returns the command line that gives one method's ``runs`` again."""
-    no_options = ("hyper", "tuned", "shown", "partition_sha256")
+    no_options = ("hyper", "tuned", "shown", "partition_sha256", "links_sha256")
     given = {key: value for key, value in runs[0].settings.items() if value not in (None, "")}
     options = {key: value for key, value in given.items() if key not in no_options}
     options["seed"] = _values(runs, "seed").split()

@@ -37,6 +37,11 @@ LEGEND_OF_NEWCOMERS = (
     "aggregate with initial private tensors; adapted: the model that such a client then deploys. Each receives these "
     "parameters, and takes gradients of so many samples' losses to adapt."
 )
+LEGEND_OF_ACCESS = (
+    "Too late: updates that the deadline shut out, of those asked for. Never heard: clients whose update arrived in no "
+    "round; for the other columns they adapt the last aggregate as new clients do. Slowest and fastest tenth: by link. "
+    "Gini: of the clients' accuracies, 0 where all are alike."
+)
 LEGEND_OF_COST = (
     "Seconds of a round: what benchmarks/perf/cost.py computes from these bytes and the recorded run of "
     "benchmarks/perf/runtime.py, for a client on each of 100 ranks, and for 10,000 phones with 10 Mb/s each way, the "
@@ -248,9 +253,37 @@ def wording_of_newcomers(comparison: Comparison) -> pd.DataFrame:
     )
 
 
+def wording_of_access(comparison: Comparison) -> pd.DataFrame:
+    """Returns a row for each method whose clients have links; none where they have none."""
+    rows = []
+    for method, runs in comparison.runs.items():
+        found = [each for run in runs if isinstance(each := run.summary.get("access"), dict)]
+        if len(found) < len(runs):
+            continue
+        clients = runs[0].summary["clients"]
+        asked = runs[0].summary["rounds"] * runs[0].settings.get("clients_per_round", clients)
+        joined = [{name: np.array(value, float) for name, value in each["joined"].items()} for each in found]
+        rows.append(
+            {
+                "method": method,
+                "updates too late %": percent(float(np.mean([run.summary["absent"]["late"] for run in runs])) / asked),
+                "clients never heard %": percent(
+                    float(np.mean([len(each["never_heard"]) for each in found])) / clients
+                ),
+                "all clients %": percent(float(np.mean([each["mean"] for each in joined]))),
+                "slowest tenth %": percent(float(np.mean([each["by_speed"][0] for each in joined]))),
+                "fastest tenth %": percent(float(np.mean([each["by_speed"][-1] for each in joined]))),
+                "worst tenth %": percent(float(np.mean([each["worst_decile"] for each in joined]))),
+                "Gini": f"{np.mean([each['gini'] for each in joined]):.4f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 FURTHER = {
     **{wording_of_metrics: LEGEND_OF_METRICS, wording_of_newcomers: LEGEND_OF_NEWCOMERS},
     **{wording_of_privacy: LEGEND_OF_PRIVACY},
+    **{wording_of_access: LEGEND_OF_ACCESS},
     **{wording_of_work: LEGEND_OF_WORK, wording_of_cost: LEGEND_OF_COST},
 }
 """The tables after the first one, where they have rows, and what their columns mean."""

@@ -49,6 +49,7 @@ class Record(BaseModel, frozen=True, extra="forbid", strict=True):
     tables: dict[str, Extent]
     files: dict[FileName, str]  # SHA-256 of each
     work: dict[str, tuple[Count, Count]] | None = None  # None: of a run that began without counting it
+    arrived: list[Count] = []  # clients whose update arrived in this round, where links decide that
     sha256: str = ""  # of this record without it, as ``seal`` returns it
 
     def seal(self) -> str:

@@ -27,7 +27,14 @@ METAVARS = {
     **dict.fromkeys(("fraction", "deadline"), "X"),
     **dict.fromkeys(("dropout", "stragglers"), "P"),
     **{"dp_clip": "C", "dp_noise": "SIGMA", "dp_seed": "N"},
-    **{"checkpoint_minutes": "M", "comm_timeout": "S", "optimizer": "NAME", "image_size": "N"},
+    **{
+        "checkpoint_minutes": "M",
+        "comm_timeout": "S",
+        "deadline_seconds": "S",
+        "links": "SPEC|FILE",
+        "optimizer": "NAME",
+        "image_size": "N",
+    },
 }
 SEVERAL = ("algo", "partition", "parameterization", "quantize", "codec", "dp_clip", "dp_noise", "seed")
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
@@ -40,6 +47,7 @@ GROUPS = {
     "data and model": ("dataset", *Choices._fields, "data_dir", "partition", "fraction", "tuning", "clients", "model"),
     "rounds": ("rounds", "clients_per_round", "new_clients", "quantize_down", "dropout", "stragglers", "deadline"),
     "privacy": ("dp_clip", "dp_noise", "dp_seed"),
+    "links": ("links", "deadline_seconds"),
     "local training": (*HYPER_OPTIONS, *HYPER_FLAGS, "set"),
     "results": ("out", "name", "eval_every", *CHECKPOINTS, "histograms", "track", "overwrite"),
 }

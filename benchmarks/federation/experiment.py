@@ -11,8 +11,10 @@ from pydantic import BaseModel
 from baselines.base import Work
 from benchmarks.federation import board, checkpoint, privacy
 from benchmarks.federation.ledger import Entry, Traffic
+from benchmarks.federation.links import digest
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, find_metrics
-from benchmarks.federation.participation import Participants, draw_participants
+from benchmarks.federation.pace import Pace
+from benchmarks.federation.participation import Participants, able_clients, draw_participants
 from benchmarks.federation.provenance import command
 from benchmarks.federation.recorder import Recorder
 from benchmarks.federation.registry import build_trainer
@@ -32,7 +34,7 @@ class Experiment(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """Returns what tells this run from another, as plain values for ``config.yaml``."""
-        return self.settings.record() | {"partition_sha256": self.partition_sha256}
+        return self.settings.record() | digest(self.settings.links) | {"partition_sha256": self.partition_sha256}
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Progress:
     saved: float  # when the last checkpoint was written
     round: int = 0
     seen: set[int] = field(default_factory=set)  # clients that have trained
+    arrived: list[int] = field(default_factory=list)  # those whose update arrived in the newest round
     absent: dict[str, int] = field(default_factory=lambda: {"dropped": 0, "late": 0})
     seconds: dict[str, float] = field(  # total: of earlier jobs
         default_factory=lambda: dict.fromkeys(("startup", "training", "evaluation", "total"), 0.0)
@@ -83,6 +86,8 @@ class Run:
         self.aggregator = self.trainer.make_aggregator(settings.clients)
         self.progress = Progress(started, saved=time.monotonic())
         self.figures, self.newcomers = Figures(), Newcomers()
+        self.pace = Pace(settings, self.trainer, self.sizes) if settings.deadline_seconds else None
+        self.outsiders = Newcomers()  # clients that were asked and never heard
         self.traffic = Traffic()
         self.restored = self.resume()
         self.noise = privacy.Noise(settings, self.progress.round) if settings.dp_noise else None
@@ -108,6 +113,7 @@ class Run:
         self.aggregator.set_server_state(found.server)
         record, progress = found.record, self.progress
         progress.round, progress.seen, progress.absent = record.round, set(record.seen), record.absent
+        progress.arrived = record.arrived
         progress.seconds |= record.seconds
         progress.trained = record.work
         self.figures = Figures(record.figures, record.received)
@@ -151,14 +157,28 @@ class Run:
             raise checkpoint.RefusedError(str(error)) from None
 
     def participants(self, number: int) -> Participants:
-        """Returns who takes part in round ``number``, counted from 1."""
-        return draw_participants(self.settings, number, self.sizes, self.noise.secret if self.noise else None)
+        """Returns who takes part in round ``number``, counted from 1; with ``pace``, in this round alone."""
+        secret = self.noise.secret if self.noise else None
+        seconds = self.pace.seconds(number, self.progress.arrived) if self.pace else None
+        return draw_participants(self.settings, number, self.sizes, secret, seconds)
 
     def holders(self, number: int) -> frozenset[int]:
         """Returns the clients that have what round ``number`` did not change, as far as that is known."""
         if self.noise and self.noise.secret is not None and number <= self.noise.first:
             return frozenset()  # an earlier job's secret drew them
+        if self.pace:
+            return frozenset(self.progress.arrived)
         return frozenset(self.participants(number).arriving)
+
+    @property
+    def new_clients(self) -> range:
+        """The clients that hold data and take no part."""
+        return range(self.settings.clients, self.settings.clients + self.settings.new_clients)
+
+    @property
+    def unheard(self) -> list[int]:
+        """The clients with links, and samples to train on, whose update never arrived."""
+        return [c for c in able_clients(self.sizes) if c not in self.progress.seen] if self.settings.links else []
 
     def untrained(self) -> list[int]:
         """Returns the clients whose deployed model follows from what they receive, not from what they trained."""

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+HEADER_MULTIPLE = 256  # bytes; the header of a message that carries tensors fits into one
+
 
 class Entry(NamedTuple):
     round: int

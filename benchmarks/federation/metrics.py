@@ -87,7 +87,7 @@ METRICS = (
 
 RESERVED = {"round", "client", "samples", "seconds", "validation_accuracy", "accuracy_received", "metrics", "absent"}
 RESERVED |= {"algo", "label", "parameterization", "tuned", "dataset", "partition", "model", "seed", "rounds", "clients"}
-RESERVED |= {"diverged", "transmitted", "traffic_to_model", "moved", "versions"}
+RESERVED |= {"access", "diverged", "transmitted", "traffic_to_model", "moved", "versions"}
 """What else a table or a summary calls so."""
 
 

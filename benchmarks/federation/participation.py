@@ -23,18 +23,28 @@ class Participants:
         return [client for client in self.drawn if client not in {*self.dropped, *self.late}]
 
 
-def draw_participants(settings: Settings, number: int, sizes: Sequence[int], secret: int | None = None) -> Participants:
+def draw_participants(
+    settings: Settings,
+    number: int,
+    sizes: Sequence[int],
+    secret: int | None = None,
+    seconds: np.ndarray | None = None,
+) -> Participants:
     """Returns who takes part in round ``number``, counted from 1.
 
     ``sizes``: samples that each client trains on; who has none takes no part. ``secret``: what is drawn from in place
-    of the seed, which anybody may know.
+    of the seed, which anybody may know. ``seconds``, (clients,): what the round takes each, where it closes after
+    ``deadline_seconds``.
     """
     able = able_clients(sizes)
     places = sample_clients(
         settings.seed if secret is None else secret, number, len(able), min(settings.clients_per_round, len(able))
     )
     drawn = [able[place] for place in places]
-    return Participants(drawn, *draw_faults(settings, number, {client: sizes[client] for client in drawn}))
+    dropped, late = draw_faults(settings, number, {client: sizes[client] for client in drawn})
+    if seconds is not None:
+        late = [c for c in drawn if seconds[c] > settings.deadline_seconds and c not in dropped]
+    return Participants(drawn, dropped, late)
 
 
 def able_clients(sizes: Sequence[int]) -> list[int]:
@@ -44,7 +54,7 @@ def able_clients(sizes: Sequence[int]) -> list[int]:
 
 def faulty(settings: Settings) -> bool:
     """Whether a participant can be absent."""
-    return bool(settings.dropout or settings.deadline)
+    return bool(settings.dropout or settings.deadline or settings.deadline_seconds)
 
 
 def sample_clients(seed: int, number: int, clients: int, per_round: int) -> list[int]:

@@ -18,6 +18,7 @@ from benchmarks.federation.metrics import check_metrics
 from benchmarks.federation.models import check_logits
 from benchmarks.federation.names import MODELS
 from benchmarks.federation.options import settings_of
+from benchmarks.federation.pace import Pace, links_of
 from benchmarks.federation.participation import able_clients
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import NAMING, Settings, complete, flatten, show
@@ -216,6 +217,13 @@ def check_runtime(s: Settings, trainer: Trainer, sizes: Sequence[int], ranks: in
         )
 
 
+def check_links(s: Settings, trainer: Trainer, sizes: Sequence[int]) -> None:
+    """Raises ValueError where the links cannot be had, or nobody is in time with them. ``sizes``: of each client."""
+    links_of(s)
+    if s.deadline_seconds:
+        Pace(s, trainer, sizes).check()
+
+
 def plan(options: argparse.Namespace, ranks: int | None = None) -> tuple[list[Experiment], list[Path]]:
     """Checks all that was asked for, prepares the partitions and clears the way for each run.
 
@@ -254,6 +262,8 @@ def plan(options: argparse.Namespace, ranks: int | None = None) -> tuple[list[Ex
                 for samples in sizes:
                     trainers[label].check_client(samples)
                 privacy.check(s, trainers[label], sizes[: s.clients])
+                if s.links:
+                    check_links(s, trainers[label], sizes)
                 if s.runtime == "fedml":
                     check_runtime(s, trainers[label], sizes, ranks)
         except DataError:

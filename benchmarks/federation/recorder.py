@@ -53,7 +53,7 @@ TAGS = OF_METRICS | {
 """TensorBoard's name of a column of rounds.csv. Its page of hyper-parameters shows the five tags that come first in the
 alphabet: with these names, accuracy, its spread and worst decile, and what was transmitted."""
 
-NO_COLUMN = {*NAMING, "partition_sha256", "tuning", "eval_every", "threads", "device"}
+NO_COLUMN = {*NAMING, "partition_sha256", "links_sha256", "tuning", "eval_every", "threads", "device"}
 """What that page has no column for: how a run is made, not what is compared. ``label`` has what sets it apart."""
 
 

@@ -5,7 +5,7 @@ where an answer is due, and are sent it.
 """
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -65,19 +65,28 @@ class Clients(Protocol):
         given.
         """
 
-    def welcome(self, run: Run, downlink: Downlink) -> Steps[Newcomers]:
-        """Collects what the clients that never took part make of the shared tensors."""
+    def welcome(self, run: Run, downlink: Downlink, who: Collection[int]) -> Steps[Newcomers]:
+        """Collects what these clients, which never took part, make of the shared tensors."""
 
     def cost(self, run: Run, participants: Participants, downlink: Downlink) -> list[Entry]:
         """Returns what the ledger would say if all clients were sent this that are judged on what they receive."""
 
 
 def judge_newcomers(run: Run, clients: Clients) -> Steps[None]:
-    """Judges the clients that took no part on the last aggregate. What they do is seen by nobody else."""
-    if run.settings.new_clients and not run.progress.diverged:
-        begun = time.perf_counter()
-        run.newcomers = yield from clients.welcome(run, pack_downlink(run, run.progress.round + 1))
-        run.progress.seconds["evaluation"] += time.perf_counter() - begun
+    """Judges the clients that took no part on the last aggregate. What they do is seen by nobody else.
+
+    Where clients have links, those that were asked and never heard are judged so too.
+    """
+    new, unheard = run.new_clients, run.unheard
+    if run.progress.diverged or not (new or unheard):
+        return
+    begun = time.perf_counter()
+    downlink = pack_downlink(run, run.progress.round + 1)
+    if new:
+        run.newcomers = yield from clients.welcome(run, downlink, new)
+    if unheard:
+        run.outsiders = yield from clients.welcome(run, downlink, unheard)
+    run.progress.seconds["evaluation"] += time.perf_counter() - begun
 
 
 def take_rounds(run: Run, clients: Clients, show: Show) -> Steps[None]:
@@ -98,6 +107,7 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
     progress.absent["late"] += len(participants.late)
 
     downlink = pack_downlink(run, progress.round)
+    progress.arrived = participants.arriving
     alike = settings.dp_clip > 0  # a client's weight would tell its size, and move the mean by more than the clip
     updates = Updates(run.aggregator, {client: 1 if alike else run.sizes[client] for client in participants.arriving})
     yield from clients.train(run, participants, downlink, updates)
@@ -237,6 +247,7 @@ def write_checkpoint(run: Run, folder: Path) -> None:
         "partition_sha256": run.store.sha256,
         **run.counts,
         "seen": sorted(run.progress.seen),
+        "arrived": run.progress.arrived if run.pace else [],
         "figures": run.figures.deployed,
         "received": run.figures.received,
         "tables": run.recorder.sync(),

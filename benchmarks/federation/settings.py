@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from benchmarks.federation import compress, names
+from benchmarks.federation import compress, links, names
 from data_partitions.datasets import NAMES, Choices, short_name
 from data_partitions.partitioners import parse
 
@@ -29,7 +29,8 @@ CONDUCT = {
     "track",
 }
 # What FedML's own managers have nothing for.
-NOT_IN_FEDML = ("quantize", "quantize_down", "codec", "dp_clip", "dropout", "stragglers", "deadline", "comm_timeout")
+NOT_IN_FEDML = ("quantize", "quantize_down", "codec", "dp_clip", "dropout", "stragglers", "deadline", "links")
+NOT_IN_FEDML += ("comm_timeout",)
 # What says how a run is called, and where its values come from, not what is run.
 NAMING = {"name", "shown", "tuned"}
 
@@ -141,6 +142,17 @@ class Settings(BaseModel):
         description="close a round without the participants whose simulated time (samples x epochs x slowdown) is "
         "above X times the median participant's; 0: wait for all",
     )
+    links: str = Field(
+        "",
+        description="the clients' links, drawn by the seed: lognormal:MEDIAN,SIGMA in Mb/s, or a CSV file with columns "
+        "down and up, and client where each has its row",
+    )
+    deadline_seconds: float = Field(
+        0,
+        ge=0,
+        description="close a round after S seconds: without the participants whose messages and training take longer "
+        "by the cost model; needs --links; 0: wait for all",
+    )
     threads: int = Field(
         1, ge=1, description="threads of a rank's kernels; other bits than with 1, the same only for the same N"
     )
@@ -181,6 +193,11 @@ class Settings(BaseModel):
     def _canonical_codec(cls, codec: str) -> str:
         return compress.parse(codec)[0]
 
+    @field_validator("links")
+    @classmethod
+    def _canonical_links(cls, spec: str) -> str:
+        return links.canonical(spec)
+
     @field_validator("dense")
     @classmethod
     def _canonical_dense(cls, dense: list[str]) -> list[str]:
@@ -212,6 +229,15 @@ class Settings(BaseModel):
             )
         if self.stragglers and not self.deadline:
             raise ValueError(f"--stragglers needs a --deadline above 0, got --stragglers {self.stragglers} alone")
+        if self.deadline_seconds and not self.links:
+            raise ValueError(
+                f"--deadline-seconds {self.deadline_seconds:g} needs the clients' --links, such as lognormal:10,1"
+            )
+        if self.deadline_seconds and self.deadline:
+            raise ValueError(
+                f"--deadline {self.deadline:g} and --deadline-seconds {self.deadline_seconds:g} both close a round; "
+                "take one of the two"
+            )
         return self
 
     @model_validator(mode="after")
@@ -219,7 +245,8 @@ class Settings(BaseModel):
         for name in NOT_IN_FEDML if self.runtime == "fedml" else ():
             if (value := getattr(self, name)) != (plain := type(self).model_fields[name].default):
                 option = name.replace("_", "-")
-                raise ValueError(f"--runtime fedml has no --{option} {value}; take {plain}, or --runtime own")
+                instead = f"take {plain}" if plain != "" else "leave it out"
+                raise ValueError(f"--runtime fedml has no --{option} {value}; {instead}, or --runtime own")
         return self
 
     @model_validator(mode="after")
@@ -241,10 +268,11 @@ class Settings(BaseModel):
         for name in ("quantize", "codec"):
             if (value := getattr(self, name)) != (plain := type(self).model_fields[name].default):
                 raise ValueError(f"--dp-clip: --{name} {value} changes an update after it was clipped; take {plain}")
-        for name in ("dropout", "deadline"):
+        for name in ("dropout", "deadline", "deadline_seconds"):
             if value := getattr(self, name):
+                option = name.replace("_", "-")
                 raise ValueError(
-                    f"--dp-clip: with --{name} {value:g} not every client takes part with the same chance; take 0"
+                    f"--dp-clip: with --{option} {value:g} not every client takes part with the same chance; take 0"
                 )
         return self
 

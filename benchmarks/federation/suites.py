@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "suites"
 HYPER_OPTIONS = ("lr", "lr_decay", "epochs", "batch_size", "clip_norm", "gamma", "optimizer", "weight_decay")
 HYPER_FLAGS = ("keep_optimizer", "augment")
 """The hyper-parameters with an option of their own."""
-RUN = {*Settings.model_fields, *HYPER_OPTIONS, *HYPER_FLAGS, "preset", "partition_sha256"}
+RUN = {*Settings.model_fields, *HYPER_OPTIONS, *HYPER_FLAGS, "preset", "partition_sha256", "links_sha256"}
 """The keys of a suite, of each of its runs, and of a run's config.yaml, which is a suite of one."""
 
 

@@ -1,6 +1,7 @@
 """What a run leaves when it has ended: summary.json."""
 
 import hashlib
+import math
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from baselines.base import Params
 from benchmarks.federation import lock, privacy, work
 from benchmarks.federation.experiment import Run
+from benchmarks.federation.fairness import classes_held, spread
 from benchmarks.federation.ledger import totals
 from benchmarks.federation.metrics import METRICS
+from benchmarks.federation.pace import links_of
 from benchmarks.federation.provenance import provenance
 from benchmarks.federation.recorder import summarize_clients, summarize_figures, summarize_newcomers
 
@@ -57,6 +60,29 @@ def summarize_work(run: Run) -> dict[str, dict[str, int | None]] | None:
     }
 
 
+def summarize_access(run: Run) -> dict[str, Any]:
+    """Returns who has which link, whom the server never heard, and how accuracy is spread over fast and slow clients.
+
+    ``joined`` is accuracy once more, where each client that was never heard adapts the last aggregate to its own data
+    as a new client does: whether its update arrived or not, it holds the model.
+    """
+    s = run.settings
+    links, counts = links_of(s), run.store.counts("train")[: s.clients]
+    accuracy = {client: float(known["accuracy"]) for client, known in sorted(run.figures.deployed.items())}
+    outside = {client: known["adapted"] for client, known in run.outsiders.figures.items()}
+    adapted = {client: math.nan if value is None else value for client, value in outside.items()}
+    joined, speed = summarize_clients(accuracy | adapted), links.speed.tolist()
+    return {
+        "down": links.down.tolist(),
+        "up": links.up.tolist(),
+        "samples": counts.sum(axis=1).tolist(),
+        "classes": classes_held(counts).tolist(),
+        "never_heard": run.unheard,
+        "deployed": spread([*accuracy.values()], speed),
+        "joined": joined | spread(joined["per_client"], speed),
+    }
+
+
 def summarize(run: Run) -> dict[str, Any]:
     s, progress, traffic = run.settings, run.progress, run.traffic
     downloads = progress.round * s.clients_per_round
@@ -67,6 +93,8 @@ def summarize(run: Run) -> dict[str, Any]:
     else:
         results |= summarize_figures(run.figures.deployed, run.recorder.metrics)
         results["accuracy_received_mean"] = summarize_clients(run.figures.received)["mean"]
+        if s.links:
+            results["access"] = summarize_access(run)
         if s.new_clients:
             results["new_clients"] = summarize_newcomers(run.newcomers.figures) | cost_of_newcomers(run)
     return {

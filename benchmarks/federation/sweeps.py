@@ -67,7 +67,7 @@ def differing(records: Collection[Mapping[str, Any]]) -> list[str]:
     """Returns the names of settings and hyper-parameters, but for partition and seed, in which the records differ."""
     flat = [flatten(record) for record in records]
     names = dict.fromkeys(name for each in flat for name in each)
-    beside = {"partition", "seed", "partition_sha256"}
+    beside = {"partition", "seed", "partition_sha256", "links_sha256"}
     return [name for name in names if name not in beside and any(each.get(name) != flat[0].get(name) for each in flat)]
 
 

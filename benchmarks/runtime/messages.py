@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from fedml.core.distributed.communication.message import Message
 
-from benchmarks.federation.ledger import Entry
+from benchmarks.federation.ledger import HEADER_MULTIPLE, Entry
 
 TENSORS = Message.MSG_ARG_KEY_MODEL_PARAMS
 PARAMETERS = "parameters"
 ADDRESS = {Message.MSG_ARG_KEY_TYPE, Message.MSG_ARG_KEY_SENDER, Message.MSG_ARG_KEY_RECEIVER}
-HEADER_MULTIPLE = 256  # bytes
 _PREFIX = struct.Struct("<4sQQ")
 _MAGIC = b"pFP2"
 

@@ -256,11 +256,10 @@ class Server(Node):
         shares, _ = place(largest_first(dict(enumerate(run.sizes))), found, self.speeds.paces, math.inf)
         return {client: worker for worker, own in shares.items() for client in own} | found
 
-    def welcome(self, run: Run, downlink: Downlink) -> Steps[Newcomers]:
+    def welcome(self, run: Run, downlink: Downlink, who: Collection[int]) -> Steps[Newcomers]:
         """As ``Clients.welcome``."""
         sizes = run.store.sizes("train").tolist()
-        new = {client: sizes[client] for client in range(run.settings.clients, len(sizes))}
-        shares, _ = place(largest_first(new), {}, self.speeds.paces, 0)
+        shares, _ = place(largest_first({client: sizes[client] for client in who}), {}, self.speeds.paces, 0)
         found, number = Newcomers(), run.progress.round
         for worker in self.workers:
             own = shares.get(worker, [])

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.federation.codec import flatten, unflatten
-from benchmarks.federation.ledger import Entry, Ledger, totals
+from benchmarks.federation.ledger import HEADER_MULTIPLE, Entry, Ledger, totals
 from benchmarks.runtime.messages import (
     FIELDS,
-    HEADER_MULTIPLE,
     TENSORS,
     Kind,
     MessageError,
