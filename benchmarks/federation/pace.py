@@ -67,8 +67,8 @@ class Pace:
         """``sizes``: samples that each client trains on. Raises ValueError as what it calls."""
         if trainer.marks:
             raise ValueError(
-                f"--deadline-seconds needs the bytes of an update beforehand, and {settings.variant} chooses what it sends "
-                "when it has trained; take another method, or --deadline"
+                f"--deadline-seconds needs the bytes of an update beforehand, and {settings.variant} chooses what it "
+                "sends when it has trained; take another method, or --deadline"
             )
         self.settings, self.trainer = settings, trainer
         self.links = links_of(settings)

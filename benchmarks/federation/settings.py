@@ -29,8 +29,10 @@ CONDUCT = {
     "track",
 }
 # What FedML's own managers have nothing for.
-NOT_IN_FEDML = ("quantize", "quantize_down", "codec", "dp_clip", "dropout", "stragglers", "deadline", "links")
-NOT_IN_FEDML += ("comm_timeout",)
+NOT_IN_FEDML = (
+    *("quantize", "quantize_down", "codec", "dp_clip", "dropout", "stragglers", "deadline", "links"),
+    "comm_timeout",
+)
 # What says how a run is called, and where its values come from, not what is run.
 NAMING = {"name", "shown", "tuned"}
 
