@@ -175,7 +175,8 @@ def check(settings: Settings, trainer: Trainer, sizes: Sequence[int]) -> None:
         raise ValueError("--dp-clip: one place has the samples of all clients, and no client an update; take fedavg")
     if not trainer.travelling:
         raise ValueError("--dp-clip: nothing travels, so that there is nothing to clip; leave it out")
-    if others := sorted(trainer.travelling.keys() - learned(trainer.shared).keys()):
+    sent = trainer.travelling.keys() | trainer.changing(0).keys()  # down and up
+    if others := sorted(sent - learned(trainer.shared).keys()):
         what = "running statistics" if others[0] in trainer.shared else "another message"
         raise ValueError(
             f"--dp-clip: {others[0]} travels, {what} beside the parameters, which clipping does not cover; take a "

@@ -189,6 +189,7 @@ REFUSED = {
     "scaffold": "control.0.bias travels, another message beside the parameters",
     "feddbe": "feature_mean travels, another message",
     "fedluar": "recycled travels, running statistics beside",
+    "fedselect": r"sent\.0\.weight travels, another message beside",
     "fedmud": "update_number travels, running statistics beside",
     "fedbn": "the model has no norm layer",
 }
