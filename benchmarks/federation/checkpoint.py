@@ -142,7 +142,7 @@ def commit(folder: Path, shared: dict[str, Tensor], server: dict[str, Tensor], r
         shutil.rmtree(final, ignore_errors=True)
         folder.rename(final)
     files.sync(final.parent)
-    for old in _folders(final.parent.parent)[KEPT:]:
+    for old in folders(final.parent.parent)[KEPT:]:
         shutil.rmtree(old)
 
 
@@ -154,9 +154,9 @@ def newest(
     Those are removed. ``like``: a client's private tensors. ``check`` raises RefusedError where it is not this run's.
     """
     refused: list[str] = []
-    for folder in _folders(directory):
+    for folder in folders(directory):
         try:
-            found = _restore(folder, like)
+            found = restore(folder, like)
             check(found)
             return found, refused
         except RefusedError as error:
@@ -169,15 +169,18 @@ def _name(number: int) -> str:
     return f"round-{number:06d}"
 
 
-def _folders(directory: Path) -> list[Path]:
+def folders(directory: Path) -> list[Path]:
     """Returns the run's checkpoints, newest first."""
     found = (directory / "checkpoint").glob("round-*")
     numbers = {int(path.name[6:]): path for path in found if re.fullmatch(r"round-\d{6,18}", path.name)}
     return [numbers[number] for number in sorted(numbers, reverse=True)]
 
 
-def _restore(folder: Path, like: Mapping[str, Tensor]) -> Checkpoint:
-    """Reads every file once, so that no worker finds one damaged after the tables were cut to this checkpoint."""
+def restore(folder: Path, like: Mapping[str, Tensor]) -> Checkpoint:
+    """Reads every file once, so that no worker finds one damaged after the tables were cut to this checkpoint.
+
+    ``like``: a client's private tensors. Raises RefusedError.
+    """
     record = _read_record(folder / "server.json")
     if folder.name != _name(record.round):
         raise RefusedError(f"it says that it was written after round {record.round}")

@@ -130,7 +130,7 @@ def test_every_command_is_run_by_a_test() -> None:
 
 
 PROGRAMS = (
-    *("benchmarks/run.py", "benchmarks/report.py", "benchmarks/tune.py"),
+    *("benchmarks/run.py", "benchmarks/report.py", "benchmarks/tune.py", "benchmarks/attack.py"),
     *("-m data_partitions build", "-m pfedpara.inspect"),
     *(f"-m benchmarks.perf.{name}" for name in ("runtime", "layers", "stability", "averaging")),
     *(f"-m benchmarks.analysis.{name}" for name in ("steps", "claims", "trials", "access")),
