@@ -1,6 +1,7 @@
 """The server's half of a method."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Aggregator(FedMLAggregator):
     whose messages hold more than the shared parameters adds to both. ``server_state`` is what the server keeps beside
     that between rounds, such as moments of an optimizer.
     """
+
+    needs_mean: ClassVar[bool] = False  # whether no other centre of the updates can stand for their mean
 
     def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
         """``model`` and ``hyper`` are the trainer's; ``clients`` counts those that are registered."""

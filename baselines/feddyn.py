@@ -30,6 +30,7 @@ class FedDynAggregator(Aggregator):
     """The plain mean, less h / α."""
 
     hyper: FedDynHyper
+    needs_mean = True  # h is the mean of the clients' memories
 
     def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
         super().__init__(model, hyper, clients)

@@ -50,6 +50,8 @@ def marks_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 class FedSelectAggregator(Aggregator):
     """FedAvg's server, number by number over those who sent it."""
 
+    needs_mean = True  # a number's mean, over that of its marks
+
     def of_mean(self, mean: Params, clients: int) -> Params:
         new = {name: mean[name] for name in self.shared}
         for mark, name in marks_of(self.shared).items():

@@ -43,6 +43,7 @@ class ScaffoldAggregator(Aggregator):
     """x and c, moved by the means of what the clients send."""
 
     hyper: ScaffoldHyper
+    needs_mean = True  # c is the mean of the c_i
 
     def __init__(self, model: nn.Module, hyper: Hyper, clients: int) -> None:
         super().__init__(model, hyper, clients)

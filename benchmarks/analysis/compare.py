@@ -10,7 +10,9 @@ import pandas as pd
 from benchmarks.analysis.load import EndedRun, ReportError
 from benchmarks.analysis.statistics import FEWEST, reached_alone, tabulate
 from benchmarks.federation.compress import NONE
+from benchmarks.federation.poison import NONE as CLEAN
 from benchmarks.federation.recorder import whose
+from benchmarks.federation.robust import MEAN
 from benchmarks.federation.settings import noised
 
 
@@ -49,6 +51,7 @@ def arrange(comparison: Comparison) -> dict[tuple[str, str, str, str], str]:
         apart = [f"-{local}" * (local != "sgd"), *(f"-dense-{name}" for name in run.settings.get("dense", []))]
         apart += ["-alternate"] * run.settings.get("alternate", False)
         apart += [noised(run.settings.get("dp_clip", 0), run.settings.get("dp_noise", 0))]
+        apart += [f"-{rule}" for rule in (run.settings.get("aggregate", MEAN),) if rule != MEAN]
         apart += [f"-{codec}" for codec in (run.settings.get("codec", NONE),) if codec != NONE]
         found["".join([optimizer, *apart, run.apart]), weights, *bits] = method
     return found
@@ -62,6 +65,8 @@ def take_notes(ended: dict[str, list[EndedRun]], finished: dict[str, list[EndedR
             if d := run.summary.get("diverged"):
                 place = f"round {d['round']}, {whose(d['client'])}, learning rate {d['lr']:g}"
                 notes.append(f"{algo}, seed {run.summary['seed']}, diverged ({place}): {d['reason']}.")
+    if (spec := next(iter(ended.values()))[0].settings.get("poison", CLEAN)) != CLEAN:
+        notes.append(f"Clients that poison ({spec}) are in no figure of accuracy: those are of the other clients.")
     if uncounted := [algo for algo, runs in finished.items() if any("traffic_to_model" not in r.summary for r in runs)]:
         notes.append(f"Run again to count what is sent up to the model, older runs did not: {', '.join(uncounted)}.")
     if few := [algo for algo, runs in finished.items() if 0 < len(runs) < FEWEST]:

@@ -12,7 +12,7 @@ from benchmarks.federation.metrics import METRICS, recorded_metrics
 from benchmarks.federation.settings import NAMING, complete, show
 
 OWN = {"algo", "metric", "parameterization", "dense", "alternate", "quantize", "quantize_down", "codec", "hyper"}
-OWN |= {"dp_clip", "dp_noise", "dp_seed", "seed", "partition_sha256", *NAMING}
+OWN |= {"aggregate", "dp_clip", "dp_noise", "dp_seed", "seed", "partition_sha256", *NAMING}
 """The settings in which the runs of one comparison may differ."""
 
 LATER = {"optimizer": "sgd", "weight_decay": 0.0, "keep_optimizer": False, "augment": False}

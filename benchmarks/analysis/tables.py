@@ -30,7 +30,7 @@ LEGEND = (
 )
 LEGEND_OF_METRICS = (
     "Loss, balanced accuracy and macro F1: as accuracy. The latter two are means over the classes that a client's test "
-    "split holds."
+    "split holds. Success of the trigger: the share of test samples of other classes that it turns to its own."
 )
 LEGEND_OF_NEWCOMERS = (
     "New clients: clients that took no part, on their own test splits after the last round; as received: the new "

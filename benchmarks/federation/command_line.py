@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import shtab
 
 from baselines.hyper import Hyper
-from benchmarks.federation import compress
+from benchmarks.federation import compress, poison, robust
 from benchmarks.federation.names import METHODS, MODELS
 from benchmarks.federation.settings import FACTORS, Settings
 from benchmarks.federation.suites import FOLDER, HYPER_FLAGS, HYPER_OPTIONS, UsageError
@@ -23,7 +23,7 @@ from pfedpara.hyper import FactorHyper
 METAVARS = {
     **dict.fromkeys(("data_dir", "out", "state_dir"), "DIR"),
     **dict.fromkeys(("quantize", "quantize_down"), "BITS"),
-    **dict.fromkeys(("partition", "codec"), "SPEC"),
+    **dict.fromkeys(("partition", "codec", "aggregate", "poison"), "SPEC"),
     **dict.fromkeys(("fraction", "deadline"), "X"),
     **dict.fromkeys(("dropout", "stragglers"), "P"),
     **{"dp_clip": "C", "dp_noise": "SIGMA", "dp_seed": "N"},
@@ -36,14 +36,17 @@ METAVARS = {
         "image_size": "N",
     },
 }
-SEVERAL = ("algo", "partition", "parameterization", "quantize", "codec", "dp_clip", "dp_noise", "seed")
+SEVERAL = (
+    *("algo", "partition", "parameterization", "quantize", "codec", "dp_clip", "dp_noise", "aggregate", "poison"),
+    "seed",
+)
 DEFAULT_FOLLOWS = ("clients_per_round", "parameterization")  # from other options
 FIELDS = Settings.model_fields
 HYPER = FactorHyper.model_fields | Hyper.model_fields
 CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes")
 WEIGHTS = ("parameterization", "dense", "alternate")
 GROUPS = {
-    "what is compared": ("suite", "preset", "algo", *WEIGHTS, "quantize", "codec", "seed"),
+    "what is compared": ("suite", "preset", "algo", *WEIGHTS, "quantize", "codec", "aggregate", "poison", "seed"),
     "data and model": ("dataset", *Choices._fields, "data_dir", "partition", "fraction", "tuning", "clients", "model"),
     "rounds": ("rounds", "clients_per_round", "new_clients", "quantize_down", "dropout", "stragglers", "deadline"),
     "privacy": ("dp_clip", "dp_noise", "dp_seed"),
@@ -66,6 +69,8 @@ COMPLETED: dict[str, Iterable[str]] = {
     "dataset": NAMES,
     "partition": FORMS,
     "codec": [*(f"{name}:" if kind.number else name for name, kind in compress.CODECS.items()), compress.NONE],
+    "aggregate": [robust.MEAN, *robust.FORMS],
+    "poison": [*poison.KINDS, poison.NONE],
     "model": MODELS,
 }
 """What a shell completes, beside the values of options that have no others."""

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from baselines.base import Work
-from benchmarks.federation import board, checkpoint, privacy
+from benchmarks.federation import board, checkpoint, poisoners, privacy
 from benchmarks.federation.ledger import Entry, Traffic
 from benchmarks.federation.links import digest
-from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, find_metrics
+from benchmarks.federation.metrics import ClientFigures, NewcomerFigures, metrics_of
 from benchmarks.federation.pace import Pace
 from benchmarks.federation.participation import Participants, able_clients, draw_participants
 from benchmarks.federation.provenance import command
@@ -83,6 +83,7 @@ class Run:
         self.trainer = build_trainer(settings, self.store)  # trains nobody, but knows the method
         if self.trainer.pools:
             self.sizes = [sum(self.sizes), *[0] * (settings.clients - 1)]
+        self.poisoners = poisoners.draw_poisoners(settings.poison, settings.seed, able_clients(self.sizes))
         self.aggregator = self.trainer.make_aggregator(settings.clients)
         self.progress = Progress(started, saved=time.monotonic())
         self.figures, self.newcomers = Figures(), Newcomers()
@@ -152,7 +153,7 @@ class Run:
             if not checkpoint.alike(tensors, like):
                 raise checkpoint.RefusedError("its tensors are not those of this method and model")
         try:
-            check_tables(self.settings.directory, record.tables, find_metrics(self.settings.metric))
+            check_tables(self.settings.directory, record.tables, metrics_of(self.settings.metric, self.settings.poison))
         except ValueError as error:
             raise checkpoint.RefusedError(str(error)) from None
 

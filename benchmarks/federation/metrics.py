@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.federation import poison
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,8 +26,8 @@ NewcomerFigures = dict[str, float | None]
 ``adapted``, of the one that it then would deploy; None where its training diverged."""
 
 
-def _not_here(labels: "Tensor", logits: "Tensor") -> float:
-    raise RuntimeError("a report has a metric's figures, not its function")
+def _not_computed(labels: "Tensor", logits: "Tensor") -> float:
+    raise RuntimeError("a metric that is recorded, not computed of labels and logits")
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,13 @@ METRICS = (
     Metric("macro_f1", "macro F1 %", macro_f1),
 )
 
+TRIGGER_SUCCESS = Metric("trigger_success", "success of the trigger %", _not_computed, higher_is_better=False)
+"""Of a run with a trigger; it takes two predictions, and the worker makes them (poison.py)."""
 
 RESERVED = {"round", "client", "samples", "seconds", "validation_accuracy", "accuracy_received", "metrics", "absent"}
 RESERVED |= {"algo", "label", "parameterization", "tuned", "dataset", "partition", "model", "seed", "rounds", "clients"}
 RESERVED |= {"access", "diverged", "transmitted", "traffic_to_model", "moved", "versions"}
+RESERVED |= {"poisoners", "trigger_success"}
 """What else a table or a summary calls so."""
 
 
@@ -109,12 +114,18 @@ def find_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
     return tuple(found)
 
 
+def metrics_of(names: Iterable[str], spec: str) -> tuple[Metric, ...]:
+    """Returns the metrics that a run with that ``--poison`` records: those of ``find_metrics``, and the trigger's."""
+    attack = poison.parse(spec)[1]
+    return (*find_metrics(names), *(TRIGGER_SUCCESS,) * bool(attack and attack.stamps))
+
+
 def recorded_metrics(summaries: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
     """Returns METRICS, then the others of these summaries: their figures and words, without their functions."""
     known = {metric.name: metric for metric in METRICS}
     for summary in summaries:
         for name, words in summary.get("metrics", {}).items():
-            known.setdefault(name, Metric(name, compute=_not_here, **words))
+            known.setdefault(name, Metric(name, compute=_not_computed, **words))
     return tuple(known.values())
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 import yaml
 from pydantic import ValidationError
 
+from benchmarks.federation import poison
 from benchmarks.federation.command_line import FIELDS, SEVERAL
 from benchmarks.federation.models import find_model
 from benchmarks.federation.registry import METHODS, find_method
@@ -136,18 +137,20 @@ def expand_one(options: dict[str, Any], chosen: list[Choice]) -> list[Settings]:
     common = {"clients_per_round": options.get("clients", FIELDS["clients"].default)} | options
     lists = [common.get(name, [FIELDS[name].default]) for name in ("partition", "seed", "algo")]
     lists += [common.get("parameterization", [None])]
-    lists += [common.get(name, [FIELDS[name].default]) for name in ("quantize", "codec", "dp_clip", "dp_noise")]
+    several = "quantize", "codec", "dp_clip", "dp_noise", "aggregate", "poison"
+    lists += [common.get(name, [FIELDS[name].default]) for name in several]
     found: list[Settings] = []
     known: dict[str, dict[str, Any]] | None = None  # all runs are of one data set and model
     restated = options.get("tuned", ())
-    for partition, seed, algo, weights, bits, codec, clip, noise in itertools.product(*lists):
+    for partition, seed, algo, weights, *others in itertools.product(*lists):
         try:
             method = find_method(algo, weights)
-            own = {"parameterization": method.parameterization, "quantize": bits, "codec": codec}
-            own |= {"dp_clip": clip, "dp_noise": noise}
+            own = {"parameterization": method.parameterization} | dict(zip(several, others, strict=True))
             own |= {"hyper": {}, "tuned": []}
             own |= {} if method.factors else {"dense": [], "alternate": False}
             s = Settings(**common | {"partition": partition, "seed": seed, "algo": algo} | own)
+            if s.poison != poison.NONE:  # lest its folder is taken for a run without
+                s = s.model_copy(update={"shown": list(dict.fromkeys([*s.shown, "poison"]))})
         except ValidationError as error:
             raise UsageError(sentence(error)) from None
         except ValueError as error:

@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 
+from baselines.aggregator import Aggregator
 from baselines.base import Trainer
-from benchmarks.federation import files, lock, privacy
+from benchmarks.federation import files, lock, poison, poisoners, privacy, robust
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.metrics import check_metrics
 from benchmarks.federation.models import check_logits
 from benchmarks.federation.names import MODELS
 from benchmarks.federation.options import settings_of
 from benchmarks.federation.pace import Pace, links_of
-from benchmarks.federation.participation import able_clients
+from benchmarks.federation.participation import able_clients, faulty
 from benchmarks.federation.registry import build_trainer, find_method
 from benchmarks.federation.settings import NAMING, Settings, complete, flatten, show
 from benchmarks.federation.suites import UsageError, read_suite
 from benchmarks.federation.sweeps import differing
 from benchmarks.federation.trackers import check_trackers
 from benchmarks.terminal import printable
-from data_partitions import DataError, find_built, open_store, plugins, prepare
+from data_partitions import DataError, Store, find_built, open_store, plugins, prepare
 from pfedpara.parameterize import summarize
 
 
@@ -224,6 +225,37 @@ def check_links(s: Settings, trainer: Trainer, sizes: Sequence[int]) -> None:
         Pace(s, trainer, sizes).check()
 
 
+def check_rule(s: Settings, trainer: Trainer, sizes: Sequence[int]) -> None:
+    """Raises ValueError where ``--aggregate`` has nothing to choose from, or the method needs the mean.
+
+    ``sizes``: samples of each client.
+    """
+    if not (rule := robust.parse(s.aggregate)[1]):
+        return
+    if trainer.aggregator_class.needs_mean:
+        raise ValueError(f"--aggregate {s.aggregate}: what the method's server does needs the mean; take mean")
+    if trainer.aggregator_class.aggregate is not Aggregator.aggregate:
+        raise ValueError(f"--aggregate {s.aggregate}: the method aggregates by itself; take mean")
+    taking_part = min(s.clients_per_round, len(able_clients(sizes[: s.clients])))
+    if taking_part < rule.needs:
+        raise ValueError(
+            f"--aggregate {s.aggregate} needs {rule.needs} updates in each round, and {taking_part} clients take part; "
+            "take more of them, or --aggregate median"
+        )
+    if rule.needs > 1 and faulty(s):
+        raise ValueError(
+            f"--aggregate {s.aggregate} needs {rule.needs} updates in each round, and with --dropout or --deadline "
+            "fewer may arrive; take --aggregate median"
+        )
+
+
+def check_poison(s: Settings, trainer: Trainer, store: Store) -> None:
+    """Raises ValueError where nobody would be left to judge, or the trigger fits no sample."""
+    if s.poison != poison.NONE and trainer.pools:
+        raise ValueError(f"--poison {s.poison}: one client trains on the samples of all; take another method")
+    poisoners.check(s.poison, store, able_clients(store.sizes("train").tolist()[: s.clients]))
+
+
 def plan(options: argparse.Namespace, ranks: int | None = None) -> tuple[list[Experiment], list[Path]]:
     """Checks all that was asked for, prepares the partitions and clears the way for each run.
 
@@ -264,6 +296,8 @@ def plan(options: argparse.Namespace, ranks: int | None = None) -> tuple[list[Ex
                 privacy.check(s, trainers[label], sizes[: s.clients])
                 if s.links:
                     check_links(s, trainers[label], sizes)
+                check_rule(s, trainers[label], sizes)
+                check_poison(s, trainers[label], opened)
                 if s.runtime == "fedml":
                     check_runtime(s, trainers[label], sizes, ranks)
         except DataError:

@@ -13,7 +13,8 @@ import yaml
 
 from benchmarks.federation import files
 from benchmarks.federation.ledger import Entry
-from benchmarks.federation.metrics import METRICS, ClientFigures, Metric, NewcomerFigures, find_metrics
+from benchmarks.federation.metrics import METRICS, ClientFigures, Metric, NewcomerFigures, metrics_of
+from benchmarks.federation.poison import NONE
 from benchmarks.federation.run_tables import OF_METRICS, STATISTICS, TABLES, Extent, Table, columns_of, tags_of
 from benchmarks.federation.settings import NAMING
 from benchmarks.terminal import printable
@@ -119,7 +120,7 @@ class Recorder:
 
         directory.mkdir(parents=True, exist_ok=True)
         self.config, self.directory, self.trackers = config, directory, trackers
-        self.metrics = find_metrics(config.get("metric", ()))
+        self.metrics = metrics_of(config.get("metric", ()), config.get("poison", NONE))
         self.tags = TAGS | {column: tag for column, tag in tags_of(self.metrics).items() if column not in TAGS}
         (directory / "summary.json").unlink(missing_ok=True)  # it vouches for a run that has ended
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from baselines.base import Work
-from benchmarks.federation import checkpoint, codec, work
+from benchmarks.federation import checkpoint, codec, robust, work
 from benchmarks.federation.experiment import Newcomers, Run
 from benchmarks.federation.ledger import Entry, traffic_to_model
 from benchmarks.federation.metrics import ClientFigures
@@ -109,7 +109,8 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
     downlink = pack_downlink(run, progress.round)
     progress.arrived = participants.arriving
     alike = settings.dp_clip > 0  # a client's weight would tell its size, and move the mean by more than the clip
-    updates = Updates(run.aggregator, {client: 1 if alike else run.sizes[client] for client in participants.arriving})
+    sizes = {client: 1 if alike else run.sizes[client] for client in participants.arriving}
+    updates = Updates(run.aggregator, sizes, robust.parse(settings.aggregate)[1])
     yield from clients.train(run, participants, downlink, updates)
     if not progress.diverged:
         aggregate(run, updates, downlink)
@@ -208,6 +209,9 @@ def book(run: Run, results: list[Results]) -> None:
     # A client that went from one worker to another has figures on both; those of its last round hold.
     trained = sorted((figures for each in results for figures in each.trained), key=lambda figures: figures[0])
     run.figures.deployed |= {client: figures for _, client, figures in trained}
+    for client in run.poisoners:
+        run.figures.received.pop(client, None)
+        run.figures.deployed.pop(client, None)
 
 
 def record(run: Run, downlinks: list[Entry]) -> None:

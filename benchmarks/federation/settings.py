@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from benchmarks.federation import compress, links, names
+from benchmarks.federation import compress, links, names, poison, robust
 from data_partitions.datasets import NAMES, Choices, short_name
 from data_partitions.partitioners import parse
 
@@ -30,7 +30,7 @@ CONDUCT = {
 }
 # What FedML's own managers have nothing for.
 NOT_IN_FEDML = (
-    *("quantize", "quantize_down", "codec", "dp_clip", "dropout", "stragglers", "deadline", "links"),
+    *("quantize", "quantize_down", "codec", "dp_clip", "poison", "dropout", "stragglers", "deadline", "links"),
     "comm_timeout",
 )
 # What says how a run is called, and where its values come from, not what is run.
@@ -111,6 +111,16 @@ class Settings(BaseModel):
     )
     dp_seed: int | None = Field(
         None, ge=0, description="draw that noise from seed N, so that runs repeat; such a run is not private"
+    )
+    aggregate: str = Field(
+        robust.MEAN,
+        description="what of the updates becomes the new model, one run each: mean | median | trimmed[:F] | krum[:F] "
+        "(F clients may be wrong)",
+    )
+    poison: str = Field(
+        poison.NONE,
+        description="K clients poison, and the others are judged, one run each: labels[:K] | trigger[:K] | replace[:K] "
+        "| none",
     )
     model: str = Field("mlp", description="")  # the command line lists those that are here
     seed: int = Field(0, ge=0, lt=2**64, description="seeds of partition, start and batches, one run each")
@@ -200,6 +210,16 @@ class Settings(BaseModel):
     def _canonical_links(cls, spec: str) -> str:
         return links.canonical(spec)
 
+    @field_validator("aggregate")
+    @classmethod
+    def _canonical_aggregate(cls, aggregate: str) -> str:
+        return robust.parse(aggregate)[0]
+
+    @field_validator("poison")
+    @classmethod
+    def _canonical_poison(cls, spec: str) -> str:
+        return poison.parse(spec)[0]
+
     @field_validator("dense")
     @classmethod
     def _canonical_dense(cls, dense: list[str]) -> list[str]:
@@ -263,6 +283,11 @@ class Settings(BaseModel):
     def _what_noise_needs(self) -> "Settings":
         if self.dp_noise and not self.dp_clip:
             raise ValueError(f"--dp-noise {self.dp_noise:g} needs a --dp-clip above 0: noise is measured by it")
+        if self.dp_noise and self.aggregate != robust.MEAN:
+            raise ValueError(
+                f"--dp-noise {self.dp_noise:g} hides a client in the mean, and --aggregate {self.aggregate} takes "
+                "none; take --aggregate mean, or leave the noise out"
+            )
         if self.dp_seed is not None and not self.dp_noise:
             raise ValueError(f"--dp-seed {self.dp_seed} draws noise: give a --dp-noise above 0 as well")
         if not self.dp_clip:
@@ -304,6 +329,7 @@ class Settings(BaseModel):
         codec = [f"-{way}{form}{'bit' * form.isdigit()}" for way, form in ways.items() if form != UNQUANTIZED]
         codec += [f"-{self.codec}"] * (self.codec != compress.NONE)
         codec += [noised(self.dp_clip, self.dp_noise)]
+        codec += [f"-{self.aggregate}"] * (self.aggregate != robust.MEAN)
         values = flatten(self.record())
         shown = [f",{show(name, values[name])}" for name in self.shown if name in values]
         method = self.name or self.variant + dense + "-alternate" * self.alternate

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from baselines.base import Params
-from benchmarks.federation import lock, privacy, work
+from benchmarks.federation import lock, poison, privacy, work
 from benchmarks.federation.experiment import Run
 from benchmarks.federation.fairness import classes_held, spread
 from benchmarks.federation.ledger import totals
@@ -108,6 +108,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "seed": s.seed,
         "rounds": s.rounds,
         "clients": s.clients,
+        **({"poisoners": sorted(run.poisoners)} if s.poison != poison.NONE else {}),
         **results,
         **({"metrics": {m.name: m.words for m in own}} if (own := run.recorder.metrics[len(METRICS) :]) else {}),
         "parameters_per_client_round": {

@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from fedml.core.distributed.communication.message import Message
 from safetensors.torch import save
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from baselines.adapter import RoundContext, predict
 from baselines.base import DivergedError, Params, Work
-from benchmarks.federation import checkpoint, codec, metrics, privacy, work
+from benchmarks.federation import checkpoint, codec, metrics, poison, poisoners, privacy, work
 from benchmarks.federation.experiment import Experiment
 from benchmarks.federation.metrics import ClientFigures, NewcomerFigures
+from benchmarks.federation.participation import able_clients
 from benchmarks.federation.registry import build_trainer
 from benchmarks.runtime.dispatch import cores
 from benchmarks.runtime.messages import TENSORS, Kind, MessageError
@@ -43,6 +45,10 @@ class Share:
         self.samples = lru_cache(CACHED)(partial(load, store, device))
         self.trainer = build_trainer(self.settings, store, device)
         self.metrics = metrics.find_metrics(self.settings.metric)
+        able = able_clients(store.sizes("train").tolist()[: self.settings.clients])
+        self.poisoners = poisoners.draw_poisoners(self.settings.poison, self.settings.seed, able)
+        kind = poison.parse(self.settings.poison)[1]
+        self.attack = poisoners.Attack(kind, store, self.settings.clients_per_round) if kind else None
         self.fresh_state = self.trainer.get_private_state()
         state_dir = self.settings.state_dir
         self.states: MutableMapping[int, Params] = StateFile(state_dir) if state_dir else {}
@@ -110,7 +116,10 @@ class Share:
         form, waiting = self.settings.uplink, trainer.feedback
         stream = partial(codec.random_stream, "up", self.settings.seed, client, number)
         known = codec.reference(received, sent, trainer.differences, form)
-        shared = codec.flatten(trainer.get_model_params())
+        trained = trainer.get_model_params()
+        if self.attack and client in self.poisoners:
+            trained = self.attack.message(trained, received, trainer)
+        shared = codec.flatten(trained)
         if clip := self.settings.dp_clip:
             shared = privacy.clip(shared, codec.select(received, sent), clip)
         wanted = codec.add_waiting(shared, sent, waiting)
@@ -126,7 +135,8 @@ class Share:
         self.node.busy = ""
 
     def training_data(self, client: int) -> TensorDataset:
-        return self.pool() if self.trainer.pools else self.samples(client, "train")
+        data = self.pool() if self.trainer.pools else self.samples(client, "train")
+        return self.attack.data(data) if self.attack and client in self.poisoners else data
 
     def keep_state(self, client: int) -> None:
         """Keeps what is private to the client that has just been trained."""
@@ -167,12 +177,20 @@ class Share:
         try:
             with self.trainer.deployed(train, context) as model:
                 test, validation = (predict(model, data) for data in others)
-                return metrics.judge(test, validation, self.metrics)
+                return metrics.judge(test, validation, self.metrics) | self.trigger(model, others[0], test[1])
         except DivergedError as error:
             self.diverged.append((context.client, str(error)))
             return None
         finally:
             work.add(self.adapted_by, self.trainer.take_work())
+
+    def trigger(self, model: nn.Module, data: TensorDataset, logits: Tensor) -> ClientFigures:
+        """Returns the success of the trigger on ``data``, of which the ``model`` makes ``logits`` without it."""
+        if not self.attack or not self.attack.poison.stamps:
+            return {}
+        x, y = data.tensors
+        labels, stamped = predict(model, TensorDataset(self.attack.stamp(x), y))
+        return {metrics.TRIGGER_SUCCESS.name: poisoners.success(labels, logits, stamped)}
 
     def evaluate(self, message: Message) -> None:
         """Judges every client on the new aggregate, and writes the clients' states where a checkpoint is asked for."""
