@@ -43,7 +43,7 @@ def krum(updates: np.ndarray, wrong: int) -> np.ndarray:
         for i in range(n):
             for j in range(i):
                 distances[i, j] = distances[j, i] = np.square(updates[i] - updates[j]).sum(dtype=float)
-    np.nan_to_num(distances, copy=False, nan=np.inf)
+    np.nan_to_num(distances, copy=False, nan=np.inf, posinf=np.inf)
     nearest = np.sort(distances, axis=1)[:, 1 : n - wrong - 1]  # (n, n − F − 2); the first is its own, 0
     return updates[nearest.sum(axis=1).argmin()]
 
