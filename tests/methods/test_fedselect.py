@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from baselines.adapter import RoundContext
-from benchmarks.federation import codec
+from benchmarks.federation import codec, privacy
 from benchmarks.federation.registry import METHODS, build_trainer
 from benchmarks.federation.settings import Settings
 from tests.methods import test_personal
@@ -132,6 +132,14 @@ def test_it_is_refused_beside_what_packs_updates(packed: dict[str, str]) -> None
     store = SimpleNamespace(input_shape=(28, 28), classes=range(10), mean=[0.5], std=[0.5], task="image")
     with pytest.raises(ValueError, match="clients leave numbers out of what they send already; leave it out"):
         build_trainer(settings, store)
+
+
+def test_it_promises_no_privacy() -> None:
+    settings = Settings(algo="fedselect", hyper=METHODS["fedselect"].complete({}), dp_clip=1.0)
+    with pytest.raises(
+        ValueError, match="--dp-clip: clients say which numbers they leave out, and that is not clipped"
+    ):
+        privacy.check(settings, METHODS["fedselect"].build(network()), SIZES)
 
 
 @pytest.mark.slow
