@@ -51,6 +51,10 @@ class Aggregator(FedMLAggregator):
     def set_model_params(self, model_parameters: Params) -> None:
         copy_into(self.travelling, model_parameters)
 
+    def for_client(self, client: int) -> Params:
+        """Returns a client's own of the tensors that the trainer calls ``addressed``; FedAvg sends all the same."""
+        return {}
+
     def get_server_state(self) -> Params:
         return copy_of(self.server_state)
 
@@ -68,6 +72,9 @@ class Aggregator(FedMLAggregator):
     def weight(self, samples: float) -> float:
         """Returns p_k, what the update of a client with so many samples counts in the mean; FedAvg takes n_k."""
         return samples
+
+    def note(self, client: int, params: Params) -> None:
+        """Sees each client's update, in their order, before it is added to the mean; FedAvg does not look at it."""
 
     def of_mean(self, mean: Params, clients: int) -> Params:
         """Returns the new global model from the ``mean`` of so many clients' updates; FedAvg takes it as it is."""

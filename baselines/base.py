@@ -76,7 +76,8 @@ class Trainer(FedMLTrainer):
         self.shared, self.private = split_parameters(model)
         self.travelling: Mapping[str, Tensor] = self.shared
         self.private_state: Mapping[str, Tensor] = self.private
-        self.differences: Collection[str] = ()  # those in ``travelling`` that go up as changes, not as new values
+        self.differences: Collection[str] = ()  # those that go up as changes, or are no newer values of what came
+        self.addressed: Collection[str] = ()  # those in ``travelling`` of which the server sends each client its own
         self.marks: Mapping[str, str] = {}  # of what goes up in part: by the name of its marks, 0 or 1, its name
         self.feedback: Params = {}  # what messages have left out of some in ``travelling`` so far, by their names
         self.trainable = list(model.parameters())  # what a step changes
@@ -119,7 +120,10 @@ class Trainer(FedMLTrainer):
         copy_into(self.travelling, model_parameters)
 
     def changing(self, round: int) -> Mapping[str, Tensor]:
-        """Returns those in ``travelling`` that clients train and send in that round, from 0 on; FedAvg's all do."""
+        """Returns what clients send in that round, from 0 on: those in ``travelling`` that they train, FedAvg's all.
+
+        A method may add what goes up alone, named in ``differences``.
+        """
         return self.travelling
 
     def parts(self, round: int) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:

@@ -139,7 +139,10 @@ def reference(
     received: Mapping[str, Tensor], like: Mapping[str, Tensor], differences: Collection[str], form: str
 ) -> Tensor | None:
     """Returns ``known`` of an update with the shapes of ``like``; None where ``form`` sends values, and needs none."""
-    return None if form == UNQUANTIZED else known(select(received, like), like, differences)
+    if form == UNQUANTIZED:
+        return None
+    alone = {name: torch.zeros(tensor.shape) for name, tensor in like.items() if name not in received}
+    return known(select({**received, **alone}, like), like, differences)
 
 
 def feedback(trainer: Trainer, spec: str) -> Params:

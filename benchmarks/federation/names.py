@@ -23,6 +23,7 @@ METHODS = {
     "fedala": "baselines.fedala:FedAlaTrainer",
     "feddbe": "baselines.feddbe:FedDbeTrainer",
     "fedluar": "baselines.fedluar:FedLuarTrainer",
+    "fedpac": "baselines.fedpac:FedPacTrainer",
     "fedmud": "baselines.fedmud:FedMudTrainer",
     "spafl": "baselines.spafl:SpaflTrainer",
     "fedlmt": "pfedpara.trainer:FEDLMT",

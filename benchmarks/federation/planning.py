@@ -211,6 +211,10 @@ def check_runtime(s: Settings, trainer: Trainer, sizes: Sequence[int], ranks: in
             f"--runtime fedml: clients keep private tensors, which FedML loses where they take turns; take "
             f"--clients-per-round {s.clients}, not {s.clients_per_round}, or --runtime own"
         )
+    if trainer.addressed:
+        raise ValueError(
+            f"--runtime fedml sends all clients the same, but {s.algo} sends each a head of its own; take --runtime own"
+        )
     if ranks not in (None, taking_part + 1):
         raise ValueError(
             f"--runtime fedml needs a rank for each of the {taking_part} participants of a round and one more: "

@@ -6,6 +6,7 @@ where an answer is due, and are sent it.
 
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -37,6 +38,11 @@ class Downlink(NamedTuple):
     received: Tensor  # what a client then has, (n,)
     part: dict[str, Any]  # what a message says to one of the ``holders``, who have the rest
     holders: frozenset[int]
+    own: Callable[[int], "Downlink"] | None = None  # the one of a client, where each is sent something of its own
+
+    def of(self, client: int) -> "Downlink":
+        """Returns what that client is sent."""
+        return self.own(client) if self.own else self
 
     def to(self, client: int) -> dict[str, Any]:
         return self.part if client in self.holders else self.packed
@@ -136,15 +142,21 @@ def take_round(run: Run, clients: Clients) -> Steps[bool]:
     return True
 
 
-def pack_downlink(run: Run, number: int) -> Downlink:
-    """Returns the shared tensors as the participants of round ``number`` get them."""
+def pack_downlink(run: Run, number: int, client: int | None = None) -> Downlink:
+    """Returns the shared tensors as the participants of round ``number`` get them, or that ``client`` of them.
+
+    It holds while the server's tensors stay as they are.
+    """
     form, shared = run.settings.quantize_down, run.aggregator.travelling
+    if client is not None:
+        shared = {**shared, **run.aggregator.for_client(client)}
     changed, others = run.trainer.parts(number - 1)
     stream = codec.random_stream("down", run.settings.seed, number)
     packed = codec.pack(codec.select(shared, changed), None, changed, form, stream)
     received = codec.unpack(packed["tensors"], None, changed, form)
     if not others:
-        return Downlink(packed, received, {}, frozenset())
+        own = partial(pack_downlink, run, number) if run.trainer.addressed and client is None else None
+        return Downlink(packed, received, {}, frozenset(), own)
     rest = codec.pack(codec.select(shared, others), None, others, form, None)  # what the holders have, bit for bit
     there = codec.unflatten(received, changed)
     there |= codec.unflatten(codec.unpack(rest["tensors"], None, others, form), others)

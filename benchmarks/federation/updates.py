@@ -39,6 +39,7 @@ class Updates:
     def add(self, client: int, params: Params) -> None:
         if self.wild is None and not finite(params):
             self.wild = client
+        self.aggregator.note(client, params)
         self.mean.add(self.aggregator.weight(self.sizes[client]), params)
 
     def aggregate(self) -> Params:

@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from fedml.core.distributed.communication.message import Message
 from pydantic import ValidationError
 from torch import Tensor
@@ -34,6 +35,12 @@ from benchmarks.runtime.transport import MpiTransport
 
 OF_CLIENT = (Kind.UPDATE, Kind.DIVERGED, Kind.ABSENT)
 """The answers that are a client's; the others are a worker's."""
+
+
+def known_of(run: Run, downlink: Downlink, sent: Mapping[str, Tensor]) -> Tensor | None:
+    """Returns what the server knows beforehand of the update of who was sent this; None where it needs nothing."""
+    received = codec.unflatten(downlink.received, run.trainer.travelling)
+    return codec.reference(received, sent, run.trainer.differences, run.settings.uplink)
 
 
 def nothing() -> None:
@@ -138,8 +145,7 @@ class Server(Node):
         self.busy = f"server, {run.settings.label}, round {run.progress.round}"
         arriving = set(participants.arriving)
         sent = run.trainer.changing(run.progress.round - 1)
-        received = codec.unflatten(downlink.received, run.trainer.travelling)
-        known = codec.reference(received, sent, run.trainer.differences, run.settings.uplink)
+        known = known_of(run, downlink, sent)
         self.speeds.choose(run.settings.threads)
         plan = Plan(
             self.speeds,
@@ -157,7 +163,8 @@ class Server(Node):
             plan.answer(client := self.tick_off(message := (yield), run))
             self.hand_out()
             if message.get_type() == Kind.UPDATE:
-                updates.take(client, self.update(message, run, known, sent))
+                mine = known_of(run, downlink.own(client), sent) if downlink.own else known
+                updates.take(client, self.update(message, run, mine, sent))
             elif message.get_type() == Kind.DIVERGED:
                 run.give_up(client, message.get("reason"))
             del message  # as large as the model
@@ -206,7 +213,7 @@ class Server(Node):
 
     def downlink_to(self, client: int, worker: int, downlink: Downlink, **params: Any) -> Message:
         """Returns the message that brings a client the shared tensors."""
-        return self.message(Kind.TRAIN, worker, client=client, **params, **downlink.to(client))
+        return self.message(Kind.TRAIN, worker, client=client, **params, **downlink.of(client).to(client))
 
     def update(self, message: Message, run: Run, known: Tensor | None, sent: Mapping[str, Tensor]) -> Params:
         """Returns what an uplink brings: the tensors ``sent``. Raises MessageError."""
@@ -231,8 +238,8 @@ class Server(Node):
                 clients[worker].append(client)
             for client in run.untrained():
                 untrained[judges[client]].append(client)
-        shared = downlink.received if downlink else None
         for worker, own in clients.items():
+            shared = self.with_addressed(run, downlink, own) if downlink else None
             due = {"clients": own, "untrained": untrained[worker], "checkpoint": str(folder) if folder else None}
             self.send(Kind.EVALUATE, worker, shared, round=run.progress.round, **due)
         self.waiting = {(Kind.RESULTS, worker) for worker in self.workers}
@@ -248,6 +255,14 @@ class Server(Node):
                 raise MessageError(message, f"its {where} is {first['input']!r:.40}: {first['msg']}") from None
         own_ledger = self.com_manager.ledger.take()
         return [*results, Results(trained=[], received={}, fresh={}, diverged=[], ledger=own_ledger)]
+
+    def with_addressed(self, run: Run, downlink: Downlink, clients: Sequence[int]) -> Tensor:
+        """Returns what all receive (n,), and after it what each of ``clients`` is sent of its own."""
+        if not run.trainer.addressed:
+            return downlink.received
+        received = (codec.unflatten(downlink.of(client).received, run.trainer.travelling) for client in clients)
+        own = (codec.flatten({name: each[name] for name in run.trainer.addressed}) for each in received)
+        return torch.cat([downlink.received, *own])
 
     def where_judged(self, run: Run) -> dict[int, int]:
         """Returns the worker that judges each client: where its state lies, if it has one, else who is done first."""

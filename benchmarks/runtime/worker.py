@@ -197,9 +197,14 @@ class Share:
         received: dict[int, float] = {}
         fresh: dict[int, ClientFigures] = {}
         untrained = set(message.get("untrained"))
-        for client in message.get("clients"):
+        like, clients = self.trainer.travelling, message.get("clients")
+        addressed = {name: like[name] for name in self.trainer.addressed}
+        of_all, of_one = (sum(tensor.numel() for tensor in each.values()) for each in (like, addressed))
+        tensors = torch.empty(0) if message.get(TENSORS) is None else message.get(TENSORS)
+        for place, client in enumerate(clients):
             self.node.busy = f"client {client}, evaluation after round {message.get('round')}"
-            self.take_up(client, codec.unflatten(message.get(TENSORS), self.trainer.travelling))
+            apart = tensors[of_all + place * of_one :][:of_one]
+            self.take_up(client, codec.unflatten(tensors[:of_all], like) | codec.unflatten(apart, addressed))
             received[client] = metrics.accuracy(*predict(self.trainer.model, self.samples(client, "test")))
             context = RoundContext(self.settings.seed, client, message.get("round") - 1)
             if client in untrained and (figures := self.judge(context)):

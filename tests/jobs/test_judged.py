@@ -28,6 +28,7 @@ TRAINED = {
     "pfedme",
     "ditto",
     "apfl",
+    "fedpac",
     "spafl",
     "local",
 }  # judged on what a client trained last
@@ -75,7 +76,7 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
 
     def take_up(client: int) -> Trainer:
         trainer.set_private_state(states.get(client, fresh))
-        trainer.set_model_params(aggregator.get_model_params())
+        trainer.set_model_params(aggregator.get_model_params() | aggregator.for_client(client))
         return trainer
 
     def deployed(client: int, number: int) -> nn.Module:
@@ -96,6 +97,7 @@ def test_each_client_is_judged_on_what_it_received_or_what_it_trained_last(job: 
             take_up(client).fit(data(client, "train"), RoundContext(0, client, number))
             states[client], last[client] = trainer.get_private_state(), deepcopy(trainer.model)
             updates.append((float(len(data(client, "train"))), trainer.get_model_params()))
+            aggregator.note(client, updates[-1][1])
         aggregator.set_model_params(aggregator.aggregate(updates))
         for client in range(CLIENTS):
             x, y = data(client, "test").tensors

@@ -236,7 +236,7 @@ JOB = (
     *("--rounds", "3", "--clients", "3", "--clients-per-round", "2", "--fraction", "0.1", "--epochs", "1"),
     *("--batch-size", "16", "--eval-every", "0", "--checkpoint-every", "1"),
 )
-ALGOS = ("fedala", "feddbe", "fedluar", "fedmud", "spafl", "pooled")
+ALGOS = ("fedala", "feddbe", "fedluar", "fedmud", "fedpac", "spafl", "pooled")
 
 
 @pytest.fixture(scope="module")

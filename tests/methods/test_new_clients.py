@@ -27,6 +27,7 @@ BY_A_ROUND = {
     "pfedpara-x",
     "fedsa",
     "fedper",
+    "fedpac",
     "fedselect",
     "spafl",
     "local",

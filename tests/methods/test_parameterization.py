@@ -16,7 +16,7 @@ from pfedpara.hadamard import Method as Factors
 from pfedpara.trainer import Method
 
 FACTORS = get_args(Factors)
-TRAINED = {"local", "fedper", "fedselect", "pfedme", "ditto", "apfl", "spafl"}  # whatever the weights
+TRAINED = {"local", "fedper", "fedpac", "fedselect", "pfedme", "ditto", "apfl", "spafl"}  # whatever the weights
 OWN = {
     "fedala",
     "feddbe",
