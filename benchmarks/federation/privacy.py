@@ -182,8 +182,6 @@ def check(settings: Settings, trainer: Trainer, sizes: Sequence[int]) -> None:
             f"--dp-clip: {others[0]} travels, {what} beside the parameters, which clipping does not cover; take a "
             "method or model that sends parameters alone, such as fedavg on mlp"
         )
-    if trainer.marks:
-        raise ValueError("--dp-clip: clients say which numbers they leave out, and that is not clipped; take fedavg")
     if trainer.differences:
         raise ValueError("--dp-clip: the method sends factors of an update, not parameters; take fedavg")
     if type(trainer.make_aggregator(settings.clients)).aggregate is not Aggregator.aggregate:
