@@ -94,14 +94,14 @@ def invert_all(subject: "Subject", batches: Sequence["Batch"], iterations: int, 
                 yield Result(source.words, shown, attack, *judge(*found, batches))
 
 
-def table(results: Sequence[tuple[str, list[Result]]]) -> str:
+def table(results: dict[str, list[Result]]) -> str:
     """Returns a row for each attack: means over batches, with 95 % intervals."""
     from benchmarks.analysis.statistics import half_interval
     from benchmarks.analysis.tables import with_half
 
     heads = ["method", "from", "private tensors", "attack", "PSNR dB", "SSIM", "labels %"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---:|---:|---:|"]
-    for name, found in results:
+    for name, found in results.items():
         for each in found:
             columns = {"{:.1f}": each.psnr, "{:.2f}": each.ssim, "{:.0f}": [100 * share for share in each.labels]}
             figures = [
@@ -127,13 +127,13 @@ def table_of_members(subjects: Sequence["Subject"], seed: int) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Sequence[tuple[str, list[Result]]], truth: Sequence["Tensor"], path: Path) -> None:
+def draw(results: dict[str, list[Result]], truth: dict[str, "Tensor"], path: Path) -> None:
     """Writes the first picture of some batches, and below it what the cosine attack makes of it, as a PNG."""
     from matplotlib.figure import Figure
 
     rows = []
-    for (name, found), true in zip(results, truth, strict=True):
-        rows.append((f"{name}: true", true))
+    for name, found in results.items():
+        rows.append((f"{name}: true", truth[name]))
         rows += [
             (each.source + (f", private {each.guess}" if each.guess else ""), each.pictures)
             for each in found
@@ -167,13 +167,13 @@ def main() -> None:
         check_installed()
         subjects = [Subject(folder, options.data_dir) for folder in options.runs]
         batches = [subject.draw(options.batches, options.batch, options.seed) for subject in subjects]
-        truth = [torch.stack([each.pictures for each in own]) for own in batches]
-        results: list[tuple[str, list[Result]]] = []
+        results, truth = dict[str, list[Result]](), dict[str, torch.Tensor]()
         for subject, own in zip(subjects, batches, strict=True):
-            results.append((subject.name, []))
+            results[subject.name] = []
+            truth[subject.name] = torch.stack([each.pictures for each in own])
             for each in invert_all(subject, own, options.iterations, options.seed):
                 print(f"{subject.name}: {each.attack}, {each.source}", file=sys.stderr, flush=True)
-                results[-1][1].append(each)
+                results[subject.name].append(each)
         print(table(results))
         print("\n" + table_of_members(subjects, options.seed))
         picture = options.picture or options.runs[0] / "attack.png"

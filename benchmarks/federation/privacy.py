@@ -175,6 +175,8 @@ def check(settings: Settings, trainer: Trainer, sizes: Sequence[int]) -> None:
         raise ValueError("--dp-clip: one place has the samples of all clients, and no client an update; take fedavg")
     if not trainer.travelling:
         raise ValueError("--dp-clip: nothing travels, so that there is nothing to clip; leave it out")
+    if trainer.marks:
+        raise ValueError("--dp-clip: clients say which numbers they leave out, and that is not clipped; take fedavg")
     sent = trainer.travelling.keys() | trainer.changing(0).keys()  # down and up
     if others := sorted(sent - learned(trainer.shared).keys()):
         what = "running statistics" if others[0] in trainer.shared else "another message"

@@ -62,10 +62,7 @@ class Subject:
         if folder is None or not (directory / "summary.json").exists():
             raise UsageError(f"{directory} has no checkpoint of a finished run; run it, and keep its folder whole")
         self.store: Store = open_store(find_store(self.settings), sha256)
-        try:
-            self.trainer = build_trainer(self.settings, self.store)
-        except ValueError as error:
-            raise UsageError(f"{self.name}: {error}") from None
+        self.trainer = build_trainer(self.settings, self.store)
         check(self.settings, self.trainer, self.store)
         self.private_start, self.shared_start = self.trainer.get_private_state(), self.trainer.get_model_params()
         try:
@@ -76,8 +73,6 @@ class Subject:
             }
         except checkpoint.RefusedError as error:
             raise UsageError(f"{folder}: {error}") from None
-        if not checkpoint.alike(found.shared, self.shared_start):
-            raise UsageError(f"{folder}: its shared tensors are not those of {self.name} on {self.settings.model}")
         self.shared, self.round = found.shared, found.record.round
         self.hyper = self.trainer.hyper
 

@@ -189,7 +189,7 @@ REFUSED = {
     "scaffold": "control.0.bias travels, another message beside the parameters",
     "feddbe": "feature_mean travels, another message",
     "fedluar": "recycled travels, running statistics beside",
-    "fedselect": r"sent\.0\.weight travels, another message beside",
+    "fedselect": "clients say which numbers they leave out",
     "fedmud": "update_number travels, running statistics beside",
     "fedbn": "the model has no norm layer",
 }
