@@ -271,6 +271,13 @@ def test_feddbe_sends_the_features_mean(alone: Path) -> None:
     assert sent == dict.fromkeys(("up", "down"), 203_530 + 256 + 1)
 
 
+def test_fedpac_and_spafl_send_what_they_say(alone: Path) -> None:
+    """Up h and ĉ (10, 256), the classes' samples and V; down c (10, 256) and which are known, and the head."""
+    sent = summary(alone, "fedpac")["parameters_per_client_round"]
+    assert sent == {"up": 203_530 + 2 * 2_560 + 10 + 1, "down": 203_530 + 2_560 + 10}
+    assert summary(alone, "spafl")["parameters_per_client_round"] == dict.fromkeys(("up", "down"), 256 + 10)
+
+
 def test_what_the_models_must_have() -> None:
     with pytest.raises(ValueError, match="the last layer is a PReLU"):
         METHODS["feddbe"].build(torch.nn.Sequential(torch.nn.PReLU()))
