@@ -93,22 +93,22 @@ def who_is_left_out(methods: Runs) -> str:
 
 
 def what_the_deadline_does(closed: Runs, waiting: Runs) -> str:
-    """Returns a row for each method: accuracy with the deadline less without, same seed and clients, in points."""
+    """Returns a row for each method: accuracy with the deadline less without, same seed and clients, in points.
+
+    In the last column the clients that were never heard deploy what they hold, and adapt as their method does.
+    """
     rows = []
     for method in closed:
         without = waiting.get(method, {})
-        pairs = [(closed[method][seed], without[seed]) for seed in sorted(closed[method].keys() & without.keys())]
-        changes = [(accuracies(one) - accuracies(other), heard(one)) for one, other in pairs]
-        cells = [
-            [float(change[inside].mean()) if inside.any() else np.nan for change, inside in groups]
-            for groups in (
-                [(change, np.ones_like(inside)) for change, inside in changes],
-                [(change, inside) for change, inside in changes],
-                [(change, ~inside) for change, inside in changes],
-            )
-        ]
-        rows.append([f"`{printable(method)}`", *(words(cell, "+") for cell in cells)])
-    return table(("method", "all", "heard", "never heard"), rows)
+        changes = list[list[float]]()
+        for seed in sorted(closed[method].keys() & without.keys()):
+            one, other = closed[method][seed], without[seed]
+            inside, change = heard(one), accuracies(one) - accuracies(other)
+            as_deployed = np.subtract(*(run.summary["accuracy"]["per_client"] for run in (one, other)))
+            groups = change, change[inside], change[~inside], as_deployed[~inside]
+            changes.append([float(group.mean()) if len(group) else np.nan for group in groups])
+        rows.append([f"`{printable(method)}`", *(words(column, "+") for column in zip(*changes, strict=True))])
+    return table(("method", "all", "heard", "never heard", "never heard, as deployed"), rows)
 
 
 def those_brought_in(closed: Runs, waiting: Runs) -> str:

@@ -96,6 +96,10 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str, sentence: 
         ("--links lognormal:9,1 --deadline-seconds 0.01", "pfedpara: --deadline-seconds 0.01: nobody makes it; the"),
         ("--links lognormal:9,1 --deadline-seconds 2 --deadline 2", "--deadline 2 and --deadline-seconds 2 both close"),
         ("--links lognormal:9,1 --deadline-seconds 2 --model cnn", "pfedpara: --deadline-seconds needs the training"),
+        (
+            "--algo fedselect --links lognormal:9,1 --deadline-seconds 2",
+            "fedselect: --deadline-seconds needs the bytes",
+        ),
         ("--links lognormal:9,1 --runtime fedml", "--runtime fedml has no --links lognormal:9,1; leave it out, or"),
     ],
 )
