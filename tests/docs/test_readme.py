@@ -151,7 +151,7 @@ def test_every_program_explains_itself_and_the_options_and_files_that_they_name(
     known = "".join(map(explained, PROGRAMS))
     named = {option for code in re.findall(r"`([^`\n]+)`", PAGES) for option in re.findall(r"(?<!\S)--[a-z-]+", code)}
     # Of run_all.sh, which has no help, and of mpirun, Slurm, pip, podman and mlflow.
-    named -= {"--quick", "--access", "--frontier", "--compatibility", "--paper", "--paper-unipen"}
+    named -= {"--quick", "--access", "--frontier", "--compatibility", "--paper", "--paper-unipen", "--hijack"}
     named -= {
         "--mpi",
         "--gres",
