@@ -67,9 +67,9 @@ def test_the_suites_that_come_along_run_what_run_all_ran() -> None:
     quick, full, compatibility = (chosen("--suite", name) for name in ("quick", "full", "compatibility"))
     assert [s.label for s in quick] == ["local", "fedavg", "fedper", "pfedme", "pfedpara", "pfedpara-x"]
     assert {(s.rounds, s.partition, s.seed, s.out) for s in quick} == {(10, "dirichlet:0.5", 0, Path("runs/quick"))}
-    assert len(full) == 21 * 5 * 2
+    assert len(full) == 32 * 5 * 2
     speech = chosen("--suite", "full-speech")
-    assert [(s.label, s.seed) for s in speech] == [(s.label, s.seed) for s in full[: 5 * 21]]
+    assert [(s.label, s.seed) for s in speech] == [(s.label, s.seed) for s in full[: 5 * 32]]
     assert len({s.label for s in compatibility}) == 7 * 3 * 2
     assert {(s.rounds, s.eval_every) for s in compatibility} == {(6, 0)}
 
