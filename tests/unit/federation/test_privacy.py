@@ -190,6 +190,7 @@ REFUSED = {
     "feddbe": "feature_mean travels, another message",
     "fedluar": "recycled travels, running statistics beside",
     "fedselect": "clients say which numbers they leave out",
+    "fedpac": "centroids travels, another message beside the parameters",
     "fedmud": "update_number travels, running statistics beside",
     "fedbn": "the model has no norm layer",
 }
