@@ -12,6 +12,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.privacy.inversion import Attack, Guess
     from benchmarks.privacy.subject import Batch, Subject
 
-SHOWN = 10  # batches in the picture
+SHOWN = 8  # batches in the picture
 
 
 class Source(NamedTuple):
@@ -94,14 +95,14 @@ def invert_all(subject: "Subject", batches: Sequence["Batch"], iterations: int, 
                 yield Result(source.words, shown, attack, *judge(*found, batches))
 
 
-def table(results: dict[str, list[Result]]) -> str:
+def table(results: Sequence[tuple[str, list[Result]]]) -> str:
     """Returns a row for each attack: means over batches, with 95 % intervals."""
     from benchmarks.analysis.statistics import half_interval
     from benchmarks.analysis.tables import with_half
 
     heads = ["method", "from", "private tensors", "attack", "PSNR dB", "SSIM", "labels %"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---:|---:|---:|"]
-    for name, found in results.items():
+    for name, found in results:
         for each in found:
             columns = {"{:.1f}": each.psnr, "{:.2f}": each.ssim, "{:.0f}": [100 * share for share in each.labels]}
             figures = [
@@ -127,13 +128,13 @@ def table_of_members(subjects: Sequence["Subject"], seed: int) -> str:
     return "\n".join(lines)
 
 
-def draw(results: dict[str, list[Result]], truth: dict[str, "Tensor"], path: Path) -> None:
+def draw(results: Sequence[tuple[str, list[Result]]], truth: Sequence["Tensor"], path: Path) -> None:
     """Writes the first picture of some batches, and below it what the cosine attack makes of it, as a PNG."""
     from matplotlib.figure import Figure
 
     rows = []
-    for name, found in results.items():
-        rows.append((f"{name}: true", truth[name]))
+    for (name, found), true in zip(results, truth, strict=True):
+        rows.append((f"{name}: true", true))
         rows += [
             (each.source + (f", private {each.guess}" if each.guess else ""), each.pictures)
             for each in found
@@ -149,7 +150,26 @@ def draw(results: dict[str, list[Result]], truth: dict[str, "Tensor"], path: Pat
         for axes, batch in zip(line[1:], pictures, strict=False):
             axes.imshow(batch[0].squeeze().clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=72)
+
+
+def study(subjects: Sequence["Subject"], options: argparse.Namespace) -> None:
+    """Prints both tables, and writes the pictures."""
+    import torch
+
+    batches = [subject.draw(options.batches, options.batch, options.seed) for subject in subjects]
+    truth = [torch.stack([each.pictures for each in own]) for own in batches]
+    results: list[tuple[str, list[Result]]] = []
+    for subject, own in zip(subjects, batches, strict=True):
+        results.append((subject.name, []))
+        for each in invert_all(subject, own, options.iterations, options.seed):
+            print(f"{subject.name}: {each.attack}, {each.source}", file=sys.stderr, flush=True)
+            results[-1][1].append(each)
+    print(table(results))
+    print("\n" + table_of_members(subjects, options.seed))
+    picture = options.picture or options.runs[0] / "attack.png"
+    draw(results, truth, picture)
+    print("\n" + printable(f"The pictures are in {picture}."))
 
 
 def main() -> None:
@@ -165,20 +185,11 @@ def main() -> None:
 
         torch.set_num_threads(1)
         check_installed()
-        subjects = [Subject(folder, options.data_dir) for folder in options.runs]
-        batches = [subject.draw(options.batches, options.batch, options.seed) for subject in subjects]
-        results, truth = dict[str, list[Result]](), dict[str, torch.Tensor]()
-        for subject, own in zip(subjects, batches, strict=True):
-            results[subject.name] = []
-            truth[subject.name] = torch.stack([each.pictures for each in own])
-            for each in invert_all(subject, own, options.iterations, options.seed):
-                print(f"{subject.name}: {each.attack}, {each.source}", file=sys.stderr, flush=True)
-                results[subject.name].append(each)
-        print(table(results))
-        print("\n" + table_of_members(subjects, options.seed))
-        picture = options.picture or options.runs[0] / "attack.png"
-        draw(results, truth, picture)
-        print("\n" + printable(f"The pictures are in {picture}."))
+        with ExitStack() as opened:
+            subjects = [Subject(folder, options.data_dir) for folder in options.runs]
+            for subject in subjects:
+                opened.enter_context(subject.store)
+            study(subjects, options)
     except (UsageError, DataError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)

@@ -62,7 +62,10 @@ class Subject:
         if folder is None or not (directory / "summary.json").exists():
             raise UsageError(f"{directory} has no checkpoint of a finished run; run it, and keep its folder whole")
         self.store: Store = open_store(find_store(self.settings), sha256)
-        self.trainer = build_trainer(self.settings, self.store)
+        try:
+            self.trainer = build_trainer(self.settings, self.store)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from None
         check(self.settings, self.trainer, self.store)
         self.private_start, self.shared_start = self.trainer.get_private_state(), self.trainer.get_model_params()
         try:
@@ -73,6 +76,8 @@ class Subject:
             }
         except checkpoint.RefusedError as error:
             raise UsageError(f"{folder}: {error}") from None
+        if not checkpoint.alike(found.shared, self.shared_start):
+            raise UsageError(f"{folder}: its shared tensors are not those of {self.name} on {self.settings.model}")
         self.shared, self.round = found.shared, found.record.round
         self.hyper = self.trainer.hyper
 
@@ -129,7 +134,7 @@ class Subject:
         self.trainer.set_private_state(self.private_start)
         self.trainer.set_model_params(shared)
         labels, logits = predict(self.trainer.model, data)
-        return F.cross_entropy(logits, labels, reduction="none").numpy()
+        return F.cross_entropy(logits.double(), labels, reduction="none").numpy()  # float32 rounds many to 0
 
     def membership(self) -> dict[str, list[Scores]]:
         """Returns each client's scores, by the attack, for a round on all its training samples.

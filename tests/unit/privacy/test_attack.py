@@ -200,12 +200,12 @@ def test_the_command_shows_tables_and_pictures(
     pytest.importorskip("torchmetrics")
     picture = tmp_path / "pictures" / "attack.png"
     few = ("--batches", 3, "--iterations", 2, "--batch", 2, "--picture", picture)
-    call(monkeypatch, runs["fedper"], runs["pfedpara"], *few)
+    call(monkeypatch, runs["fedper"], runs["pfedpara"], runs["fedper"], *few)
     said = capsys.readouterr().out
-    assert said.count("| `fedper` | a step |") == 4  # no idlg: the head does not travel
+    assert said.count("| `fedper` | a step |") == 2 * 4  # no idlg: the head does not travel
     assert said.count("| `pfedpara` | a round |") == 6
     assert said.count("| `pfedpara` | a step of the first round | start |") == 3
-    assert said.count("| loss threshold |") == said.count("| likelihood ratio |") == 2
+    assert said.count("| loss threshold |") == said.count("| likelihood ratio |") == 3
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
