@@ -7,6 +7,7 @@
 #   ./run_all.sh --paper           each suite paper-*.yaml whose data can be had, then docs/paper.md's tables; hours
 #   ./run_all.sh --frontier        methods over their sizes, bits and codecs, 96 runs; then what a megabyte buys
 #   ./run_all.sh --access          who is left out when a round closes after so many seconds; docs/access.md
+#   ./run_all.sh --hijack          one client of ten poisons, and what a stolen shared part is worth; docs/privacy.md
 #   ./run_all.sh --quick           six methods, one seed, one partition, 10 rounds: under three minutes on two cores
 # Each is a suite: --NAME runs benchmarks/suites/NAME.yaml. Anything else on the command line goes to benchmarks/run.py,
 # e.g. --out elsewhere, and leaves docs/ as it is. A job that was stopped goes on. RANKS: processes in the group
