@@ -114,4 +114,4 @@ def test_a_shell_completes_options_and_names() -> None:
         return done.stdout.split()
 
     assert completed("--quantize-d") == ["--quantize-down"]
-    assert sorted(completed("--algo", "local", "fedp")) == ["fedpara", "fedper", "fedprox"]
+    assert sorted(completed("--algo", "local", "fedp")) == ["fedpac", "fedpara", "fedper", "fedprox"]
