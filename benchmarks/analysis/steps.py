@@ -33,7 +33,7 @@ STEPS = {
     "dense head, against fine-tuned FedAvg": (DENSE, "fedavg-ft"),
     "in turn, against fine-tuned FedAvg": (f"{DENSE}-alternate", "fedavg-ft"),
     "added, against fine-tuned FedAvg": (f"{DENSE}-additive", "fedavg-ft"),
-    "in turn and W2 as fast, against fine-tuned FedAvg": (f"{DENSE}-alternate-private3", "fedavg-ft"),
+    "in turn with W2 three times as fast, against fine-tuned FedAvg": (f"{DENSE}-alternate-private3", "fedavg-ft"),
     "in turn and added, against fine-tuned FedAvg": (f"{DENSE}-alternate-additive", "fedavg-ft"),
     "dense head, against FedPer": (DENSE, "fedper"),
     "in turn, against FedPer": (f"{DENSE}-alternate", "fedper"),
