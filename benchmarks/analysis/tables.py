@@ -11,6 +11,7 @@ from benchmarks.analysis import TARGET
 from benchmarks.analysis.compare import Comparison, arrange
 from benchmarks.analysis.statistics import FEWEST, REFERENCE
 from benchmarks.federation.metrics import recorded_metrics
+from benchmarks.federation.names import WEIGHTS
 from benchmarks.perf import cost
 
 LEGEND = (
@@ -151,7 +152,8 @@ def seconds_of_rounds(comparison: Comparison, method: str) -> dict[str, float]:
     constants, train = cost.recorded() or (None, {})
     summary = comparison.runs[method][0].summary
     algo, weights = summary["algo"], summary.get("parameterization", "dense")
-    if not constants or algo not in train or weights not in ("dense", algo) or summary["model"] != cost.MODEL:
+    own = weights in ("dense", WEIGHTS.get(algo, algo))
+    if not constants or algo not in train or not own or summary["model"] != cost.MODEL:
         return {}
     figures = comparison.table.loc[method]
     round_of = constants, train[algo], (figures["bytes_up"] + figures["bytes_down"]) / 2
