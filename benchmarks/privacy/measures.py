@@ -40,8 +40,11 @@ def ssim(pictures: Tensor, truth: Tensor) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     one, other = (t[:, None] if t.dim() == 3 else t.permute(0, 3, 1, 2) for t in (pictures, truth))  # (B, C, H, W)
-    options = {"data_range": 1.0, "gaussian_kernel": False, "kernel_size": SMALLEST}
-    return float(structural_similarity_index_measure(one, other, **options))
+    found = structural_similarity_index_measure(
+        one, other, gaussian_kernel=False, kernel_size=SMALLEST, data_range=1.0, return_full_image=False
+    )
+    assert isinstance(found, Tensor)
+    return found.item()
 
 
 def recovered(labels: Tensor, truth: Tensor) -> float:
