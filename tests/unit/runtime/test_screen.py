@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def ended(settings: Settings, **seconds: float) -> Any:
     progress = SimpleNamespace(diverged=None, seconds={"training": 1.0, "evaluation": 1.0} | seconds)
-    return SimpleNamespace(settings=settings, progress=progress, newcomers=SimpleNamespace(figures={}))
+    return SimpleNamespace(settings=settings, progress=progress, newcomers=SimpleNamespace(figures={}), noise=None)
 
 
 def test_a_long_round_says_each_half_minute_how_far_it_is(
