@@ -1,6 +1,6 @@
 """A round of FedAvg here and in other frameworks, side by side in one go: seconds, start-up and memory.
 
-    python -m benchmarks.perf.peers                          # about five minutes, and 200 MB from PyPI
+    python -m benchmarks.perf.peers                          # about two minutes, and 200 MB from PyPI
     python -m benchmarks.perf.peers --environments FOLDER    # keeps what it installs there
 
 The work is that of ``benchmarks.perf.runtime``: 10 clients of 500 samples, the mlp, batches of 32, one local epoch, no
