@@ -9,6 +9,7 @@ import pty
 import re
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -59,6 +60,22 @@ def run(
         timeout=timeout,
         stdin=subprocess.DEVNULL,
     )
+
+
+def killed_after(number: int, algo: str = "") -> str:
+    """Returns what ``run`` runs ``before``, so that rank 0 is killed once a run, of that ``algo`` if given, has written
+    the checkpoint of round ``number``.
+    """
+    return f"""
+import os
+from benchmarks.federation import rounds
+write_checkpoint = rounds.write_checkpoint
+def kill(run, folder):
+    write_checkpoint(run, folder)
+    if run.progress.round == {number} and {algo!r} in ("", run.settings.algo):
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+rounds.write_checkpoint = kill
+"""
 
 
 def start(*options: str, ranks: int = 1) -> subprocess.Popen[str]:

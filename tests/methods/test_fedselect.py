@@ -1,6 +1,5 @@
 """FedSelect against a transcription of its authors' loop in NumPy, and what it really sends."""
 
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from benchmarks.federation.registry import METHODS, build_trainer
 from benchmarks.federation.settings import Settings
 from tests.methods import test_personal
 from tests.methods.test_personal import EPOCHS, SIZES, START, Vector, epochs, federate, network, samples, sgd
-from tests.support import directory, rows, run, same_findings
+from tests.support import directory, killed_after, rows, run, same_findings
 
 MATRICES = (slice(0, 12), slice(16, 28))
 
@@ -142,16 +141,7 @@ def test_it_promises_no_privacy() -> None:
 
 @pytest.mark.slow
 def test_any_number_of_ranks_and_a_kill_in_between_give_the_same_bits(alone: Path, tmp_path: Path) -> None:
-    killed = f"""
-from benchmarks.federation import rounds
-write_checkpoint = rounds.write_checkpoint
-def kill(run, folder):
-    write_checkpoint(run, folder)
-    if run.progress.round == 2:
-        os.kill(os.getpid(), {int(signal.SIGKILL)})
-rounds.write_checkpoint = kill
-"""
-    assert run(*JOB, "--out", str(tmp_path), ranks=3, before=killed).returncode != 0
+    assert run(*JOB, "--out", str(tmp_path), ranks=3, before=killed_after(2)).returncode != 0
     again = run(*JOB, "--out", str(tmp_path), ranks=2)
     assert (again.returncode, again.stderr) == (0, "")
     same_findings(directory(tmp_path, "fedselect"), directory(alone, "fedselect"))

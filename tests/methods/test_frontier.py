@@ -1,6 +1,5 @@
 """FedALA and FedDBE against transcriptions in NumPy, pooled training against training on all data, and all in jobs."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from tests.methods.test_personal import (
     samples,
     sgd,
 )
-from tests.support import directory, refusal, rows, run, same_findings, summary
+from tests.support import directory, killed_after, refusal, rows, run, same_findings, summary
 
 torch.set_num_threads(1)
 
@@ -287,19 +286,8 @@ def test_what_the_models_must_have() -> None:
 
 @pytest.mark.slow
 def test_any_number_of_ranks_and_a_kill_in_between_give_the_same_bits(alone: Path, tmp_path: Path) -> None:
-    killed = f"""
-import os
-from benchmarks.federation import rounds
-write_checkpoint = rounds.write_checkpoint
-def kill(run, folder):
-    write_checkpoint(run, folder)
-    if run.progress.round == 2 and run.settings.algo == "pooled":
-        os.kill(os.getpid(), {int(signal.SIGKILL)})
-rounds.write_checkpoint = kill
-"""
     for algo in ALGOS:
-        killed_in = killed.replace('"pooled"', repr(algo))
-        assert run("--algo", algo, *JOB, "--out", str(tmp_path), ranks=3, before=killed_in).returncode != 0
+        assert run("--algo", algo, *JOB, "--out", str(tmp_path), ranks=3, before=killed_after(2, algo)).returncode != 0
     again = run("--algo", *ALGOS, *JOB, "--out", str(tmp_path), ranks=2)
     assert (again.returncode, again.stderr) == (0, "")
     for algo in ALGOS:

@@ -1,7 +1,6 @@
 """The personal baselines against transcriptions of their papers' algorithms in NumPy, and in their limits."""
 
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from benchmarks.federation.registry import METHODS, find_method
 from pfedpara.parameterize import parameterize
 from pfedpara.sharing import keep_private, layers, split_parameters
 from pfedpara.streams import stream_state
-from tests.support import directory, refusal, run, same_findings
+from tests.support import directory, killed_after, refusal, run, same_findings
 
 torch.set_num_threads(1)
 NEW = ("ditto", "fedrep", "lg-fedavg", "apfl", "fedbabu", "per-fedavg", "fedbn", "fedavg-ft")
@@ -495,21 +494,11 @@ CASES = {"ditto": (), "fedbn": ("--model", "cnn-bn", "--fraction", "0.1")}
 @pytest.mark.parametrize("algo", CASES)
 def test_any_number_of_ranks_and_a_kill_in_between_give_the_same_bits(algo: str, tmp_path: Path) -> None:
     options = ("--algo", algo, *CASES[algo], *JOB)
-    killed = f"""
-import os
-from benchmarks.federation import rounds
-write_checkpoint = rounds.write_checkpoint
-def kill(run, folder):
-    write_checkpoint(run, folder)
-    if run.progress.round == 2:
-        os.kill(os.getpid(), {int(signal.SIGKILL)})
-rounds.write_checkpoint = kill
-"""
     for name, ranks in (("alone", 1), ("spread", 3)):
         assert run(*options, "--out", str(tmp_path / name), ranks=ranks).returncode == 0
     same_findings(directory(tmp_path / "spread", algo), directory(tmp_path / "alone", algo))
     out = tmp_path / "killed"
-    assert run(*options, "--out", str(out), ranks=3, before=killed).returncode != 0
+    assert run(*options, "--out", str(out), ranks=3, before=killed_after(2)).returncode != 0
     assert not list(out.rglob("summary.json"))
     again = run(*options, "--out", str(out), "--resume", ranks=2)
     assert (again.returncode, again.stderr) == (0, "")

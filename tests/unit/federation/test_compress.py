@@ -1,6 +1,5 @@
 """Updates of which a part travels: by hand, as laws, and in jobs that stop and go on."""
 
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from benchmarks.federation.codec import add_waiting, feedback, keep_waiting, pac
 from benchmarks.federation.compress import CODECS, parse
 from benchmarks.federation.registry import METHODS
 from benchmarks.federation.settings import Settings
-from tests.support import directory, rows, run, same_findings, summary
+from tests.support import directory, killed_after, rows, run, same_findings, summary
 
 SPECS = ("topk:0.2", "topk:0.01", "randk:0.2", "sign", "powersgd:2")
 LIKE = {"matrix": torch.zeros(9, 11), "bias": torch.zeros(9), "kernel": torch.zeros(4, 6, 3, 3)}
@@ -237,18 +236,8 @@ def test_what_waits_is_in_the_checkpoint(jobs: dict[int, Path]) -> None:
 
 @pytest.mark.slow
 def test_feedback_survives_a_kill(jobs: dict[int, Path], tmp_path: Path) -> None:
-    killed = f"""
-import os
-from benchmarks.federation import rounds
-write_checkpoint = rounds.write_checkpoint
-def kill(run, folder):
-    write_checkpoint(run, folder)
-    if run.progress.round == 1:
-        os.kill(os.getpid(), {int(signal.SIGKILL)})
-rounds.write_checkpoint = kill
-"""
     options = ("--algo", "scaffold", "--codec", "topk:0.01", *JOB[JOB.index(SMALL[0]) :], "--out", str(tmp_path))
-    assert run(*options, ranks=3, before=killed).returncode != 0
+    assert run(*options, ranks=3, before=killed_after(1)).returncode != 0
     again = run(*options, ranks=2)
     assert (again.returncode, again.stderr) == (0, "")
     same_findings(directory(tmp_path, label("topk:0.01")), directory(jobs[1], label("topk:0.01")))
